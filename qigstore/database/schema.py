@@ -1,0 +1,234 @@
+"""The tables, in their own PostgreSQL schema `qigstore`, with a naming convention from day one.
+
+Views live beside them in `views.py`. Migrations build both; nothing here touches a database.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    DateTime,
+    Double,
+    ForeignKey,
+    Identity,
+    Index,
+    Integer,
+    MetaData,
+    SmallInteger,
+    Table,
+    Text,
+    UniqueConstraint,
+    text,
+)
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB, UUID
+
+from qigstore.records import STANDARD_METRICS
+
+__all__ = [
+    "SCHEMA",
+    "attempt",
+    "basin",
+    "checkpoint",
+    "event",
+    "metadata",
+    "metric",
+    "recovery_event",
+    "session",
+    "telemetry",
+    "writer",
+]
+
+SCHEMA = "qigstore"
+
+metadata = MetaData(
+    schema=SCHEMA,
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
+        "pk": "pk_%(table_name)s",
+    },
+)
+
+_NOW = text("now()")
+_EMPTY = text("'{}'::jsonb")
+# In PostgreSQL NaN equals itself and is greater than every number, so this excludes NaN and ±inf.
+_FINITE = "{0} IS NULL OR ({0} > '-Infinity'::float8 AND {0} < 'Infinity'::float8)"
+
+
+def _time(name: str, *, required: bool = False) -> Column[object]:
+    default = _NOW if required else None
+    return Column(name, DateTime(timezone=True), nullable=not required, server_default=default)
+
+
+session = Table(
+    "session",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("config", JSONB, nullable=False, server_default=_EMPTY),
+    _time("created_at", required=True),
+    UniqueConstraint("name"),
+    CheckConstraint("length(name) BETWEEN 1 AND 200", name="name_length"),
+)
+
+attempt = Table(
+    "attempt",
+    metadata,
+    Column("id", UUID(as_uuid=True), primary_key=True),
+    Column("session_id", BigInteger, ForeignKey(session.c.id, ondelete="CASCADE"), nullable=False),
+    Column("number", Integer, nullable=False),
+    Column("status", Text, nullable=False, server_default="running"),
+    Column("host", Text, nullable=False),
+    Column("pid", BigInteger, nullable=False),
+    Column("config", JSONB, nullable=False, server_default=_EMPTY),
+    _time("started_at", required=True),
+    _time("heartbeat_at", required=True),
+    _time("ended_at"),
+    # No foreign key: a checkpoint's row may be rebuilt or removed, the lineage stays.
+    Column("resumed_from", UUID(as_uuid=True)),
+    Column("resumed_step", BigInteger),
+    Column("reason", Text),
+    Column("exit_status", Integer),
+    UniqueConstraint("session_id", "number"),
+    CheckConstraint(
+        "status IN ('running', 'completed', 'aborted', 'failed', 'lost')", name="status_known"
+    ),
+    CheckConstraint("number >= 1", name="number_positive"),
+)
+
+writer = Table(
+    "writer",
+    metadata,
+    Column("id", UUID(as_uuid=True), primary_key=True),
+    Column("attempt_id", UUID(as_uuid=True), ForeignKey(attempt.c.id, ondelete="CASCADE")),
+    Column("rank", Integer, nullable=False, server_default=text("0")),
+    # The fence: a batch is stored only by the holder of this epoch, only right after acked_seq.
+    Column("epoch", BigInteger, nullable=False, server_default=text("1")),
+    Column("acked_seq", BigInteger, nullable=False, server_default=text("0")),
+    Column("repeated_rows", BigInteger, nullable=False, server_default=text("0")),
+    Column("max_step", BigInteger),
+    _time("created_at", required=True),
+    _time("stored_at"),
+    UniqueConstraint("attempt_id", "rank"),
+    CheckConstraint("acked_seq >= 0", name="acked_seq_positive"),
+)
+
+metric = Table(
+    "metric",
+    metadata,
+    Column(
+        "session_id", BigInteger, ForeignKey(session.c.id, ondelete="CASCADE"), primary_key=True
+    ),
+    # Place in telemetry.custom, from 1 as PostgreSQL counts.
+    Column("position", Integer, primary_key=True, autoincrement=False),
+    Column("name", Text, nullable=False),
+    UniqueConstraint("session_id", "name"),
+)
+
+# The hot table: no foreign key and one B-tree, which doubles its COPY speed (architecture note).
+telemetry = Table(
+    "telemetry",
+    metadata,
+    Column("session_id", BigInteger, primary_key=True, autoincrement=False),
+    Column("attempt", Integer, primary_key=True, autoincrement=False),
+    Column("rank", Integer, primary_key=True, autoincrement=False),
+    Column("step", BigInteger, primary_key=True, autoincrement=False),
+    Column("seq", BigInteger, nullable=False),
+    Column("recorded_at", DateTime(timezone=True), nullable=False),
+    # Code of the regime (qigkernels.regimes.Regime, in the order of its members); views name it.
+    Column("regime", SmallInteger),
+    *(Column(name, Double) for name in STANDARD_METRICS),
+    Column("custom", ARRAY(Double)),
+)
+
+basin = Table(
+    "basin",
+    metadata,
+    Column("session_id", BigInteger, primary_key=True, autoincrement=False),
+    Column("attempt", Integer, primary_key=True, autoincrement=False),
+    Column("rank", Integer, primary_key=True, autoincrement=False),
+    Column("step", BigInteger, primary_key=True, autoincrement=False),
+    # √p, the stored form: distances from stored roots cost a third.
+    Column("root", ARRAY(Double), nullable=False),
+)
+
+event = Table(
+    "event",
+    metadata,
+    Column("id", UUID(as_uuid=True), primary_key=True),
+    Column("session_id", BigInteger, ForeignKey(session.c.id, ondelete="CASCADE"), nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("rank", Integer, nullable=False, server_default=text("0")),
+    Column("step", BigInteger),
+    Column("rule", Text, nullable=False),
+    Column("severity", Text, nullable=False),
+    Column("message", Text, nullable=False),
+    Column("metric", Text),
+    Column("value", Double),
+    Column("threshold", Double),
+    Column("action", Text),
+    Column("checkpoint_id", UUID(as_uuid=True)),
+    Column("detail", JSONB, nullable=False, server_default=_EMPTY),
+    _time("raised_at", required=True),
+    _time("acknowledged_at"),
+    _time("resolved_at"),
+    Index(None, "session_id", "attempt", "step"),
+    CheckConstraint("severity IN ('info', 'warning', 'critical')", name="severity_known"),
+)
+
+checkpoint = Table(
+    "checkpoint",
+    metadata,
+    Column("id", UUID(as_uuid=True), primary_key=True),
+    Column("session_id", BigInteger, ForeignKey(session.c.id, ondelete="CASCADE"), nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("step", BigInteger, nullable=False),
+    Column("kind", Text, nullable=False, server_default="regular"),
+    Column("status", Text, nullable=False, server_default="committed"),
+    Column("status_reason", Text),
+    Column("phi", Double),
+    Column("kappa_eff", Double),
+    Column("regime", Text),
+    Column("weights_finite", Boolean, nullable=False),
+    Column("path", Text, nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+    Column("digest", Text, nullable=False),
+    Column("metadata", JSONB, nullable=False, server_default=_EMPTY),
+    _time("created_at", required=True),
+    _time("verified_at"),
+    CheckConstraint(_FINITE.format("phi"), name="phi_finite"),
+    CheckConstraint("kind IN ('regular', 'emergency')", name="kind_known"),
+    CheckConstraint("status IN ('committed', 'quarantined', 'deleted')", name="status_known"),
+    CheckConstraint("step >= 0", name="step_positive"),
+    # The ranking's own order, so that choosing among many reads the first index entries only.
+    Index(
+        "ix_checkpoint_ranking",
+        "session_id",
+        text("phi DESC NULLS LAST"),
+        text("step DESC"),
+        "id",
+        postgresql_where=text("status = 'committed' AND phi IS NOT NULL"),
+    ),
+    Index(None, "session_id", "step"),
+)
+
+recovery_event = Table(
+    "recovery_event",
+    metadata,
+    Column("id", UUID(as_uuid=True), primary_key=True),
+    Column("session_id", BigInteger, ForeignKey(session.c.id, ondelete="CASCADE"), nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("policy", Text, nullable=False),
+    Column("checkpoint_id", UUID(as_uuid=True)),
+    Column("reason", Text, nullable=False),
+    Column("candidates", JSONB, nullable=False),
+    Column("skip_first", BigInteger),
+    Column("skip_last", BigInteger),
+    _time("decided_at", required=True),
+    Index(None, "session_id", "decided_at"),
+)
