@@ -1,0 +1,78 @@
+# Two commands on a fresh machine: `make demo` runs the main job, `make test` passes the tests.
+# Both do all set-up themselves: a .venv of their own and everything from the package index.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check
+
+# A stamp names the extras that are installed; it is older than pyproject.toml when that changes.
+DEMO  := $(VENV)/.demo-installed
+TEST  := $(VENV)/.test-installed
+LINT  := $(VENV)/.lint-installed
+BENCH := $(VENV)/.bench-installed
+
+.PHONY: demo test test-long test-containers lint bench docs clean help
+
+help:
+	@echo "make demo             the main job on real data: record, kill, fault, recover, SQL"
+	@echo "make test             the tests, with the short form of every promise's figure"
+	@echo "make test-long        the full figures (10,000 kills and the like; takes hours)"
+	@echo "make test-containers  the testcontainers path, with an image made on this machine"
+	@echo "make lint             ruff, mypy --strict"
+	@echo "make bench            the benchmarks, each a ratio against a peer in the same run"
+	@echo "make docs             the measured tables in docs/, made anew"
+
+demo: $(DEMO)
+	@$(BIN)/qigstore demo $(ARGS)
+
+test: $(TEST) $(LINT)
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/python -m pytest $(ARGS)
+
+test-long: $(TEST)
+	@$(BIN)/python -m pytest -m long --timeout=0 -s $(ARGS)
+
+test-containers: $(TEST)
+	@$(PIP) install --quiet --editable '.[containers]'
+	@$(BIN)/python -m pytest -m containers -s tests/containers $(ARGS)
+
+lint: $(LINT)
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+bench: $(BENCH)
+	@$(BIN)/python -m benchmarks.recording
+	@$(BIN)/python -m benchmarks.geometry
+
+docs: $(TEST)
+	@$(BIN)/python -m benchmarks.geometry --table docs/geometric-validity.md
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
+	  "qigstore needs Python 3.11 or later; %s is %d.%d. Try: make PYTHON=python3.12" \
+	  % (sys.executable, *sys.version_info[:2]))'
+	@echo "setting up $(VENV) (about a minute, once)"
+	@$(PYTHON) -m venv $(VENV)
+
+$(DEMO): pyproject.toml | $(BIN)/python
+	@$(PIP) install --quiet --editable '.[demo]'
+	@touch $@
+
+$(TEST): pyproject.toml | $(BIN)/python
+	@$(PIP) install --quiet --editable '.[demo,test]'
+	@touch $@
+
+$(LINT): pyproject.toml | $(BIN)/python
+	@$(PIP) install --quiet --editable '.[lint]'
+	@touch $@
+
+$(BENCH): pyproject.toml | $(BIN)/python
+	@$(PIP) install --quiet --editable '.[bench]'
+	@touch $@
