@@ -38,8 +38,8 @@ class Settings(BaseSettings):
         default_factory=lambda: platformdirs.user_data_path("qigstore"),
         description="data folder: embedded server, spools, checkpoints",
     )
-    mode: Literal["on", "offline", "off"] = Field(
-        default="on", description="on; offline: record into the spool only; off: record nothing"
+    mode: Literal["on", "off"] = Field(
+        default="on", description="off: every call of a run is accepted and does nothing"
     )
     pg_bin: Path | None = Field(
         default=None, description="folder of PostgreSQL server binaries for the embedded server"
