@@ -27,6 +27,7 @@ LEVELS: tuple[frozenset[str], ...] = (
     frozenset({"repository"}),
     frozenset({"recording", "safety", "checkpoints"}),
     frozenset({"recovery"}),
+    frozenset({"attempt"}),
     frozenset({"run"}),
     frozenset({"cli", "demo", "__main__", "__init__"}),
 )

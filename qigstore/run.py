@@ -1,0 +1,301 @@
+"""`Run`, the live handle on one attempt of a session; wires the rooms together, owns no logic.
+
+Opening: settings → database → what dead processes left → session, attempt, writer → recorder and
+background writer → checkpoints → signals. Closing goes the other way round and is a barrier: what
+was recorded is stored, or the error says where it waits.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from qigstore.errors import ConfigurationError, EmergencyStop, NotStored, StoreError
+from qigstore.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from qigstore.records import AttemptStatus, Decision
+    from qigstore.recording import Health
+    from qigstore.rooms import Rooms
+    from qigstore.safety.rules import RuleSet
+
+__all__ = ["Run", "session"]
+
+_NO_ALARMS: tuple[()] = ()
+
+
+def session(
+    name: str,
+    *,
+    config: Mapping[str, Any] | None = None,
+    rules: RuleSet | None = None,
+    policy: str = "best",
+    takeover: bool = False,
+    quiet: bool = False,
+    **settings: Any,
+) -> Run:
+    """Name a training effort; `with` opens its next attempt.
+
+    Args:
+        name: 1 to 200 printable characters; the same name continues the same session.
+        config: what the run was started with; JSON values; stored with the attempt.
+        rules: what to watch; None: every metric finite, and spikes of `loss`.
+        policy: which healthy checkpoint `recover` takes: "best", "newest" or "best_recent".
+        takeover: shut out another living process that records this session.
+        quiet: do not print the recovery's decision to stderr.
+        settings: any field of `qigstore.Settings`, such as `dsn`, `home`, `settle_steps`.
+
+    Raises:
+        ConfigurationError: a setting or argument that cannot be used.
+
+    >>> with session("ocean-7", mode="off") as run:
+    ...     run.record(0, loss=1.0)
+    """
+    if policy not in {"best", "newest", "best_recent"}:
+        raise ConfigurationError(f"policy={policy!r}; expected 'best', 'newest' or 'best_recent'")
+    return Run(
+        name,
+        config=dict(config or {}),
+        rules=rules,
+        policy=policy,
+        takeover=takeover,
+        quiet=quiet,
+        settings=load_settings(**settings),
+    )
+
+
+class Run:
+    """One attempt of a session, while its process lives.
+
+    Use it as a context manager. Leaving the block stores everything, closes the attempt, and then
+    tells how it ended: silently when the work was done, with `EmergencyStop` after an emergency,
+    with the signal itself after SIGTERM or SIGINT.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        config: Mapping[str, Any],
+        rules: RuleSet | None,
+        policy: str,
+        takeover: bool,
+        quiet: bool,
+        settings: Settings,
+    ) -> None:
+        self.name = name
+        self.config = config
+        self.settings = settings
+        self.decision: Decision | None = None
+        self._rules = rules
+        self._policy = policy
+        self._takeover = takeover
+        self._quiet = quiet
+        self._rooms: Rooms | None = None
+        self._offered: tuple[Any, int] | None = None
+        self._saved_step: int | None = None
+
+    # -- opening and closing ------------------------------------------------------------------
+
+    def __enter__(self) -> Self:
+        return self.open()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close(error)
+
+    def open(self) -> Self:
+        """Open the next attempt (what `with` does).
+
+        Raises:
+            StoreUnavailable: no database answers.
+            SchemaOutdated: the database needs `qigstore db upgrade`.
+            SessionBusy: another living process records this session.
+        """
+        if self._rooms is not None:
+            raise ConfigurationError(f"the run {self.name!r} is open already")
+        if self.settings.mode == "on":
+            from qigstore.rooms import open_rooms
+
+            self._rooms = open_rooms(
+                self.settings, self.name, self.config, rules=self._rules, takeover=self._takeover
+            )
+        return self
+
+    def close(self, error: BaseException | None = None) -> None:
+        """Store everything, close the attempt, and say how it ended.
+
+        Raises:
+            NotStored: recorded rows still wait in the spool (the database is away).
+            EmergencyStop: the run was stopped by a rule or by request.
+        """
+        rooms, self._rooms = self._rooms, None
+        if rooms is None:
+            return
+        status, reason, code = self._outcome(rooms, error)
+        try:
+            rooms.close(status, reason, code)
+        except (NotStored, StoreError) as waiting:
+            if error is None and status == "completed":
+                raise
+            warnings.warn(str(waiting), RuntimeWarning, stacklevel=3)
+        if error is None:
+            rooms.signals.re_raise()
+        if error is None and rooms.emergency.stop_requested:
+            raise EmergencyStop(rooms.emergency.reason, event=rooms.emergency.event)
+
+    @staticmethod
+    def _outcome(
+        rooms: Rooms, error: BaseException | None
+    ) -> tuple[AttemptStatus, str | None, int | None]:
+        stop = EmergencyStop(rooms.emergency.reason or "stopped")
+        if rooms.emergency.stop_requested:
+            signum = rooms.signals.signum
+            return "aborted", rooms.emergency.reason, 128 + signum if signum else stop.status
+        if isinstance(error, KeyboardInterrupt):
+            return "aborted", "KeyboardInterrupt", 130
+        if isinstance(error, SystemExit):
+            code = error.code if isinstance(error.code, int) else int(error.code is not None)
+            return ("failed" if code else "completed"), f"SystemExit({error.code!r})", code
+        if error is not None:
+            return "failed", f"{type(error).__name__}: {error}"[:2000], 1
+        return "completed", None, 0
+
+    # -- the loop -----------------------------------------------------------------------------
+
+    def recover(self, *, default: Any = None) -> Any:
+        """Return the state of the best healthy checkpoint, or the default.
+
+        Args:
+            default: the state of a fresh start, or a callable that makes it; None: there must be
+                a checkpoint.
+
+        Raises:
+            NoHealthyCheckpoint: nothing fit to load and no default; names every candidate.
+        """
+        if self._rooms is None:
+            return default() if callable(default) else default
+        state, self.decision = self._rooms.recover(
+            policy=self._policy, has_default=default is not None
+        )
+        if not self._quiet:
+            sys.stderr.write(self._rooms.explain(self.decision))
+        if self.decision.chosen is not None:
+            self._saved_step = self.decision.chosen.step
+            return state
+        return default() if callable(default) else default
+
+    def steps(self, start: int, stop: int) -> Iterator[int]:
+        """Yield the steps from `start` up to `stop`, ending early at a safe point when asked to.
+
+        Steps that recovery advises to leave out (`run.decision.skip_steps`) are left out. When a
+        stop is asked for, the state last offered to `checkpoint` is saved before the loop ends.
+        """
+        skip = self.decision.skip_steps if self.decision is not None else None
+        for step in range(start, stop):
+            if self.should_stop:
+                break
+            if skip is not None and skip[0] <= step <= skip[1]:
+                continue
+            yield step
+        if self.should_stop and self._offered is not None:
+            state, step = self._offered
+            if step != self._saved_step:
+                self._save(state, step)
+
+    def record(self, step: int, /, **metrics: Any) -> None:
+        """Record one step; microseconds, and it survives the death of the process.
+
+        Args:
+            step: from 0; a repeated step replaces the earlier row of this attempt.
+            metrics: real scalars by name (Python, NumPy, 0-d tensors); `basin` takes a
+                distribution, `regime` a regime's name. None means: not measured.
+
+        Raises:
+            InvalidInput: a value that cannot be recorded, by name; nothing of the row was kept.
+        """
+        if self._rooms is None:
+            return
+        alarms = self._rooms.recorder.record(step, metrics)
+        if alarms:
+            self._rooms.raise_alarms(alarms)
+
+    def checkpoint(self, state: Any, *, step: int, every: int = 1) -> bool:
+        """Save `state` after each `every` steps, and at once when a stop is asked for.
+
+        The state is copied before this returns; writing, hashing and ranking happen behind.
+
+        Returns:
+            Whether this call saved.
+        """
+        if self._rooms is None:
+            return False
+        if every < 1:
+            raise ConfigurationError(f"every={every}; expected a number of steps, at least 1")
+        self._offered = (state, step)
+        if (step + 1) % every and not self.should_stop and not self._rooms.checkpoint_wanted:
+            return False
+        self._save(state, step)
+        return True
+
+    def _save(self, state: Any, step: int) -> None:
+        assert self._rooms is not None
+        self._rooms.save(state, step)
+        self._saved_step = step
+
+    # -- the state of things ------------------------------------------------------------------
+
+    @property
+    def should_stop(self) -> bool:
+        """Whether a rule, a signal or a person asked this run to stop."""
+        return self._rooms is not None and self._rooms.emergency.stop_requested
+
+    @property
+    def attempt(self) -> int:
+        """The number of this attempt, from 1 (0 when nothing is recorded: mode "off")."""
+        return self._rooms.claim.attempt.number if self._rooms is not None else 0
+
+    @property
+    def health(self) -> Health | None:
+        """How far the database is behind: lag, dropped rows, last error; None in mode "off"."""
+        return self._rooms.writer.health if self._rooms is not None else None
+
+    def set_reference_basin(self, basin: Any) -> None:
+        """Measure `basin_distance` from this distribution, not from the first one recorded."""
+        if self._rooms is not None:
+            self._rooms.recorder.set_reference_basin(basin)
+
+    def on_emergency(self, callback: Callable[[Any], None]) -> None:
+        """Call `callback(event)` when a rule asks this run to stop."""
+        if self._rooms is not None:
+            self._rooms.emergency.callbacks.append(callback)
+
+    def stop(self, reason: str) -> None:
+        """Ask this run to stop at its next safe point."""
+        if self._rooms is not None:
+            self._rooms.emergency.request_stop(reason)
+
+    def flush(self, *, timeout_s: float = 30.0, durable: bool = False) -> None:
+        """Wait until everything recorded is stored (`durable`: and on the disk before that).
+
+        Raises:
+            NotStored: the database did not take everything in time.
+        """
+        if self._rooms is not None:
+            self._rooms.writer.flush(timeout_s, durable=durable)
+
+    def wait(self, *, timeout_s: float = 300.0) -> None:
+        """Wait until the checkpoint in flight is committed.
+
+        Raises:
+            CheckpointError: it could not be saved.
+        """
+        if self._rooms is not None:
+            self._rooms.checkpoints.wait(timeout_s)
