@@ -288,7 +288,9 @@ class EmbeddedServer:
         words = "; ".join([reason, *(line.strip() for line in told[-3:])])
         text = reason + log
         hint = next((hint for sign, hint in _HINTS if sign in text), "")
-        return failure(self.places.root, words, f"{hint} All it said is in {self.places.log}.".strip())
+        return failure(
+            self.places.root, words, f"{hint} All it said is in {self.places.log}.".strip()
+        )
 
     def _forked(self) -> None:
         self._mutex = threading.Lock()

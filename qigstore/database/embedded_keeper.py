@@ -291,7 +291,9 @@ class Keeper:
         # The cluster must belong to whom the server runs as; this can change with the container.
         if os.geteuid() != 0:
             return
-        uid, gid = (self.identity.uid, self.identity.gid) if self.identity.kind == "drop" else (0, 0)
+        uid, gid = (
+            (self.identity.uid, self.identity.gid) if self.identity.kind == "drop" else (0, 0)
+        )
         if folder.stat().st_uid == uid:
             return
         for parent, _folders, files in os.walk(folder):
@@ -369,7 +371,11 @@ class Keeper:
 
     def stop(self) -> None:
         """Fast shutdown; immediate, then SIGKILL, where it does not end in time."""
-        ladder = ((signal.SIGINT, STOP_FAST_S), (signal.SIGQUIT, STOP_HARD_S), (signal.SIGKILL, 5.0))
+        ladder = (
+            (signal.SIGINT, STOP_FAST_S),
+            (signal.SIGQUIT, STOP_HARD_S),
+            (signal.SIGKILL, 5.0),
+        )
         for number, limit_s in ladder:
             if not self.server or self.server in self.exits:
                 return

@@ -41,7 +41,9 @@ def _private(folder: Path, root: Path) -> Path:
         found = folder.lstat()
     except OSError as error:
         raise failure(
-            root, f"its socket folder {folder} cannot be made: {error}", "Use a shorter QIGSTORE_HOME."
+            root,
+            f"its socket folder {folder} cannot be made: {error}",
+            "Use a shorter QIGSTORE_HOME.",
         ) from error
     owned = stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid()
     if not owned or stat.S_IMODE(found.st_mode) & 0o077:

@@ -1,0 +1,329 @@
+"""Reaches the database: the address, a pool that survives restarts and forks, and its errors.
+
+Every failure to reach the server becomes `StoreUnavailable` with the driver's words; a password
+never appears in an address, a `repr` or an error.
+"""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NoReturn
+from urllib.parse import quote
+
+import psycopg
+import sqlalchemy
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from sqlalchemy import event, exc
+
+from qigstore.errors import ConfigurationError, StoreUnavailable
+
+if TYPE_CHECKING:
+    from qigstore.settings import Settings
+
+__all__ = ["OLDEST_SERVER", "Database", "open_database", "parse_dsn", "require_version"]
+
+OLDEST_SERVER = 140000
+_APPLICATION = "qigstore"
+# A connection that lives on while the server became a standby: the next one finds the primary.
+_READ_ONLY = "25006"
+
+_databases: weakref.WeakSet[Database] = weakref.WeakSet()
+
+
+def _forget_connections() -> None:
+    # The sockets are the parent's: dropped without a goodbye, which the server would take as his.
+    for database in list(_databases):
+        database.engine.dispose(close=False)
+
+
+os.register_at_fork(after_in_child=_forget_connections)
+
+
+def parse_dsn(dsn: str) -> dict[str, str]:
+    """Parameters of a URL or of libpq keywords; an empty one leaves everything to PG* variables.
+
+    Raises:
+        ConfigurationError: it is neither.
+    """
+    text = dsn.strip()
+    scheme, mark, rest = text.partition("://")
+    if mark and scheme.partition("+")[0] in ("postgresql", "postgres"):
+        text = f"postgresql://{rest}"
+    elif mark:
+        raise ConfigurationError(
+            f"QIGSTORE_DSN: the scheme {scheme[:20]!r} is not known; expected "
+            "postgresql://user@host:port/database or libpq keywords such as 'host=... dbname=...'"
+        )
+    try:
+        given = conninfo_to_dict(text)
+    except psycopg.ProgrammingError:
+        # The driver's words may hold a piece of the password, so they are not passed on.
+        raise ConfigurationError(
+            "QIGSTORE_DSN cannot be read; expected postgresql://user:password@host:port/database "
+            "(special characters percent-encoded) or libpq keywords such as 'host=... dbname=...'"
+        ) from None
+    return {name: str(value) for name, value in given.items() if value is not None}
+
+
+def _masked(given: dict[str, str]) -> str:
+    """The address as a URL, PG* variables included, with `***` for the password."""
+
+    def value(name: str, variable: str, default: str) -> str:
+        return given.get(name) or os.environ.get(variable) or default
+
+    hosts = value("host", "PGHOST", "localhost").split(",")
+    ports = value("port", "PGPORT", "5432").split(",")
+    user = value("user", "PGUSER", "")
+    secret = ":***" if "password" in given or os.environ.get("PGPASSWORD") else ""
+    name = value("dbname", "PGDATABASE", user)
+    role = given.get("target_session_attrs", "any")
+    options = [f"target_session_attrs={role}"] if role != "any" else []
+    if hosts[0].startswith(("/", "@")):
+        place = ""
+        options.insert(0, f"host={','.join(hosts)}")
+        options.insert(1, f"port={','.join(ports)}")
+    else:
+        ports = ports * len(hosts) if len(ports) == 1 else ports
+        place = ",".join(f"{host}:{port}" for host, port in zip(hosts, ports, strict=False))
+    who = f"{quote(user)}{secret}@" if user or secret else ""
+    query = f"?{'&'.join(options)}" if options else ""
+    return f"postgresql://{who}{place}/{quote(name)}{query}"
+
+
+def require_version(number: int, address: str) -> None:
+    """Refuse a server older than the oldest one supported; `number` as libpq gives it.
+
+    Raises:
+        ConfigurationError: it is too old.
+    """
+    if number < OLDEST_SERVER:
+        raise ConfigurationError(
+            f"the server at {address} is PostgreSQL {number // 10000}.{number % 10000}; qigstore "
+            f"needs {OLDEST_SERVER // 10000} or newer. Upgrade it, or unset QIGSTORE_DSN for the "
+            "embedded server."
+        )
+
+
+class Database:
+    """A pool of connections to one database; any number of threads may use it.
+
+    `prepare_threshold=None` is for a pooler in transaction mode: no prepared statements, and the
+    session's settings are made anew in each transaction.
+
+    Attributes:
+        engine: the SQLAlchemy engine (`postgresql+psycopg`).
+        address: where it is, with the password masked.
+    """
+
+    def __init__(
+        self,
+        dsn: str,
+        *,
+        pool_size: int = 4,
+        connect_timeout_s: int = 5,
+        statement_timeout_s: float = 60.0,
+        prepare_threshold: int | None = 5,
+        on_dispose: Callable[[], None] | None = None,
+        revive: Callable[[], None] | None = None,
+    ) -> None:
+        given = parse_dsn(dsn)
+        self.address = _masked(given)
+        self._secrets = [given["password"]] if given.get("password") else []
+        self._pooler = prepare_threshold is None
+        self._settings = {"statement_timeout": f"{statement_timeout_s * 1000:.0f}ms"}
+        self._settings |= {"timezone": "UTC"}
+        self._on_dispose, self._revive = on_dispose, revive
+        self._arguments = self._connect_arguments(given, connect_timeout_s)
+        self._prepare_threshold = prepare_threshold
+        self.engine = sqlalchemy.create_engine(
+            "postgresql+psycopg://",
+            creator=self._connect,
+            pool_pre_ping=True,
+            pool_size=pool_size,
+            max_overflow=pool_size,
+            pool_timeout=30,
+        )
+        if self._pooler:
+            event.listen(self.engine, "begin", self._set_locally)
+        _databases.add(self)
+
+    def __repr__(self) -> str:
+        return f"Database({self.address!r})"
+
+    def _connect_arguments(self, given: dict[str, str], timeout_s: int) -> str:
+        own: dict[str, Any] = {"connect_timeout": timeout_s, "application_name": _APPLICATION}
+        own |= {"client_encoding": "UTF8"}
+        if not self._pooler:  # a pooler refuses start-up parameters that it does not know
+            own["options"] = " ".join(
+                [f"-c {name}={value}" for name, value in self._settings.items()]
+                + [given.get("options") or os.environ.get("PGOPTIONS", "")]
+            ).strip()
+        kept = {name: value for name, value in given.items() if name != "options"}
+        return make_conninfo(**{**own, **kept})
+
+    def _set_locally(self, connection: sqlalchemy.Connection) -> None:
+        calls = ", ".join(f"set_config('{k}', '{v}', true)" for k, v in self._settings.items())
+        connection.exec_driver_sql(f"SELECT {calls}")
+
+    def _connect(self) -> psycopg.Connection[Any]:
+        try:
+            return self._connect_once()
+        except psycopg.OperationalError as error:
+            # A refused password or a missing database is an answer: the server is alive.
+            if self._revive is None or error.sqlstate is not None:
+                raise
+        self._revive()
+        return self._connect_once()
+
+    def _connect_once(self) -> psycopg.Connection[Any]:
+        connection: psycopg.Connection[Any] = psycopg.connect(
+            self._arguments, prepare_threshold=self._prepare_threshold
+        )
+        try:
+            require_version(connection.info.server_version, self.address)
+        except ConfigurationError:
+            connection.close()
+            raise
+        return connection
+
+    def _unavailable(self, error: BaseException) -> NoReturn:
+        driver = getattr(error, "orig", None) or error
+        reason = " ".join(str(driver).split()) or type(driver).__name__
+        for secret in self._secrets:
+            reason = reason.replace(secret, "***")
+        raise StoreUnavailable(self.address, reason) from error
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except exc.TimeoutError as error:
+            self._unavailable(error)
+        except exc.DBAPIError as error:
+            lost = isinstance(error, exc.OperationalError | exc.InterfaceError)
+            if getattr(error.orig, "sqlstate", None) == _READ_ONLY:
+                self.engine.dispose()
+                lost = True
+            if not lost:
+                raise
+            self._unavailable(error)
+        except psycopg.errors.ReadOnlySqlTransaction as error:
+            self.engine.dispose()
+            self._unavailable(error)
+        except (psycopg.OperationalError, psycopg.InterfaceError) as error:
+            self._unavailable(error)
+
+    @contextmanager
+    def begin(self) -> Iterator[sqlalchemy.Connection]:
+        """One transaction: committed at the end of the block, rolled back by an exception.
+
+        Raises:
+            StoreUnavailable: no server, none that writes, or none that answers in time. After a
+                failure at the end of the block the commit may have happened: read it back.
+        """
+        with self._translated(), self.engine.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def raw(self) -> Iterator[psycopg.Connection[Any]]:
+        """One transaction on psycopg's own connection, for COPY; otherwise as `begin`."""
+        with self._translated(), self.engine.begin() as connection:
+            driver: Any = connection.connection.driver_connection
+            try:
+                yield driver
+            except BaseException:
+                if driver.closed:
+                    connection.invalidate()
+                raise
+
+    def ping(self) -> None:
+        """One round trip.
+
+        Raises:
+            StoreUnavailable: it fails.
+        """
+        with self.begin() as connection:
+            connection.exec_driver_sql("SELECT 1")
+
+    def check_schema(self) -> None:
+        """Compare the database's schema revision with this version's.
+
+        Raises:
+            SchemaOutdated: they differ.
+            StoreUnavailable: the database cannot be reached.
+        """
+        from qigstore.database import migrate
+        from qigstore.errors import SchemaOutdated
+
+        found, expected = migrate.current(self), migrate.head()
+        if found != expected:
+            raise SchemaOutdated(self.address, found, expected)
+
+    def dispose(self) -> None:
+        """Close every connection; the embedded server stops if this was its last user."""
+        self.engine.dispose()
+        on_dispose, self._on_dispose = self._on_dispose, None
+        if on_dispose is not None:
+            on_dispose()
+
+
+def open_database(settings: Settings, *, check: bool = True) -> Database:
+    """Open the database that the settings name, or else the embedded one, starting its server.
+
+    `check=False` leaves out the check of the schema (and the embedded server's migration).
+
+    Raises:
+        StoreUnavailable: it cannot be reached (EmbeddedServerError: or not started).
+        SchemaOutdated: its schema is not this version's. Only the embedded server is migrated
+            here; elsewhere `qigstore db upgrade` does it.
+    """
+    options: dict[str, Any] = {
+        "pool_size": settings.pool_size,
+        "connect_timeout_s": settings.connect_timeout_s,
+        "statement_timeout_s": settings.statement_timeout_s,
+    }
+    if settings.dsn is not None:
+        dsn, threshold = settings.dsn.get_secret_value(), settings.prepare_threshold
+        database = Database(dsn, prepare_threshold=threshold, **options)
+    else:
+        database = _open_embedded(settings, options)
+    try:
+        if check:
+            if settings.dsn is None:
+                _migrate_embedded(database)
+            database.check_schema()
+        else:
+            database.ping()
+    except BaseException:
+        database.dispose()
+        raise
+    return database
+
+
+def _open_embedded(settings: Settings, options: dict[str, Any]) -> Database:
+    from qigstore.database.embedded import EmbeddedServer
+
+    server = EmbeddedServer.start(settings.server_root, settings.pg_bin)
+    try:
+        return Database(
+            server.dsn(),
+            prepare_threshold=settings.prepare_threshold,
+            on_dispose=server.close,
+            revive=server.ensure,
+            **options,
+        )
+    except BaseException:
+        server.close()
+        raise
+
+
+def _migrate_embedded(database: Database) -> None:
+    from qigstore.database import migrate
+
+    # A revision we do not know is a newer package's: left alone, and refused by the check.
+    found = migrate.current(database)
+    if found != migrate.head() and (found is None or found in migrate.revisions()):
+        migrate.upgrade(database)
