@@ -111,8 +111,8 @@ def _server() -> Iterator[str]:
         dsn = container.__enter__()
     except Exception as error:
         pytest.exit(
-            f"the tests need PostgreSQL and have none.\n  embedded: {reason}\n  container: {error!r}\n"
-            "Name a server with QIGSTORE_TEST_DSN.",
+            "the tests need PostgreSQL and have none.\n"
+            f"  embedded: {reason}\n  container: {error!r}\nName a server with QIGSTORE_TEST_DSN.",
             returncode=3,
         )
     try:
@@ -185,8 +185,8 @@ def database(dsn: str) -> Iterator[Database]:
 
 
 @pytest.fixture
-def store(database: Database) -> Iterator[Any]:
+def store(database: Database) -> Any:
     """A `Store` on the same."""
     from qigstore.repository import Store
 
-    yield Store(database)
+    return Store(database)

@@ -121,7 +121,7 @@ def _exec(
     os.dup2(out, 1)
     os.dup2(out, 2)
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PG")}
-    os.execve(command[0], list(command), environment | {"LC_ALL": "C"})
+    os.execve(command[0], list(command), environment | {"LC_ALL": "C"})  # noqa: S606
 
 
 def spawn(

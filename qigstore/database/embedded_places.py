@@ -144,5 +144,5 @@ class Places(NamedTuple):
             raise failure(
                 self.root,
                 f"{self.data} is not a PostgreSQL cluster ({error})",
-                "Restore the folder from a backup, or move it away to start with an empty database.",
+                "Restore the folder from a backup, or move it away to start with an empty one.",
             ) from error
