@@ -3,6 +3,7 @@
 Names load on first use: importing this package loads neither NumPy nor SciPy.
 
     simplex      Fisher-Rao geometry of probability vectors
+    integration  integrated information Φ
     constants, config, regimes, telemetry, safety, validation   the vocabulary and its thresholds
 
 >>> from qigkernels import PHYSICS, Regime, RegimeDetector
@@ -60,11 +61,12 @@ _HOME: dict[str, str] = {
         ),
         "validation",
     ),
+    **dict.fromkeys(("Phi", "phi_mib", "phi_mib_samples"), "integration"),
 }
-_MODULES = ("constants", "simplex")
+_MODULES = ("constants", "integration", "simplex")
 
 if TYPE_CHECKING:
-    from qigkernels import constants, simplex
+    from qigkernels import constants, integration, simplex
     from qigkernels.config import QIGConfig, get_config, reset_config, set_config
     from qigkernels.constants import (
         BASIN_DIM,
@@ -91,6 +93,7 @@ if TYPE_CHECKING:
         PhysicsConstants,
         get_preset,
     )
+    from qigkernels.integration import Phi, phi_mib, phi_mib_samples
     from qigkernels.regimes import Regime, RegimeDetector, RegimeThresholds
     from qigkernels.safety import EmergencyCondition, SafetyMonitor, SafetyRule
     from qigkernels.telemetry import ConsciousnessTelemetry
@@ -129,6 +132,7 @@ __all__ = [
     "ConsciousnessTelemetry",
     "EmergencyCondition",
     "GeometryError",
+    "Phi",
     "PhysicsConstants",
     "QIGConfig",
     "Regime",
@@ -140,6 +144,9 @@ __all__ = [
     "constants",
     "get_config",
     "get_preset",
+    "integration",
+    "phi_mib",
+    "phi_mib_samples",
     "reset_config",
     "set_config",
     "simplex",

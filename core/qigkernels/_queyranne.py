@@ -31,9 +31,7 @@ def minimum_cut(correlation: Any, sizes: tuple[int, ...]) -> list[int]:
     precision = 0.5 * (precision + precision.T)
     best, side = np.inf, [0]
     while len(blocks) > 1:
-        alone = [
-            _log_det(correlation, rows) + _log_det(precision, rows) for _, rows in blocks
-        ]
+        alone = [_log_det(correlation, rows) + _log_det(precision, rows) for _, rows in blocks]
         last_two = _pendant_pair(correlation, precision, [rows for _, rows in blocks], alone)
         t, u = last_two
         if alone[u] < best:
@@ -94,7 +92,7 @@ def _condition(given: list[Any], rows: Any) -> None:
     for matrix in given:
         columns = matrix[:, rows]
         block = matrix[np.ix_(rows, rows)]
-        matrix -= columns @ np.linalg.solve(block, columns.T)
+        np.subtract(matrix, columns @ np.linalg.solve(block, columns.T), out=matrix)
         matrix[rows, :] = 0.0
         matrix[:, rows] = 0.0
         matrix[rows, rows] = 0.0

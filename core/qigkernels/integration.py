@@ -36,6 +36,8 @@ SAMPLES_PER_DIMENSION = 5
 
 _CHUNK_BYTES = 16 * 2**20
 _SYMMETRY = 1e-10
+_ELIMINATION_MIN = 7
+"""Single variables from which eliminating all subsets together beats one Cholesky a cut."""
 
 Groups = Sequence[Sequence[int]] | None
 _Layout = tuple[tuple[int, ...], ...]
@@ -141,9 +143,8 @@ def phi_mib_samples(X: Any, groups: Groups = None) -> Phi | None:
 def _estimate(correlation: Any, sizes: tuple[int, ...], samples: int) -> Phi:
     excess = _excess(samples, sum(sizes))
     found, cut = _search(correlation, sizes, excess)
-    owner = np.repeat(np.arange(len(sizes)), sizes)
-    a = np.flatnonzero(np.isin(owner, cut[0]))
-    b = np.flatnonzero(np.isin(owner, cut[1]))
+    ends = np.cumsum(sizes).tolist()
+    a, b = (np.concatenate([np.arange(ends[k] - sizes[k], ends[k]) for k in side]) for side in cut)
     bias = excess[len(a)]
     coherence = _squared_canonical(correlation, a, b)
     freedom = samples - 1
@@ -246,9 +247,7 @@ def _normalised(value: float, cut: tuple[Any, Any], sizes: tuple[int, ...]) -> f
     return -math.expm1(-2.0 * value / d)
 
 
-def _ordered(
-    a: Sequence[int], b: Sequence[int]
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def _ordered(a: Sequence[int], b: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The two sides sorted, the one with subsystem 0 first."""
     first, second = tuple(sorted(a)), tuple(sorted(b))
     return (first, second) if first[0] < second[0] else (second, first)
@@ -259,16 +258,16 @@ def _search(
 ) -> tuple[float, tuple[tuple[int, ...], tuple[int, ...]]]:
     """The plug-in information of the minimising cut and the cut."""
     m = len(sizes)
-    if m > EXHAUSTIVE_MAX:
-        _log_det(correlation)
-        side = minimum_cut(correlation, sizes)
+    if m <= EXHAUSTIVE_MAX:
+        value, side = _every_cut(correlation, sizes, excess)
     else:
-        side = _every_cut(correlation, sizes, excess)
-    rest = [k for k in range(m) if k not in side]
-    owner = np.repeat(np.arange(m), sizes)
-    inside = np.isin(owner, side)
-    masked = np.where(inside[:, None] == inside, correlation, 0.0)
-    value = 0.5 * (_log_det(masked) - _log_det(correlation))
+        whole = _log_det(correlation)
+        side = minimum_cut(correlation, sizes)
+        chosen = set(side)
+        inside = np.repeat([k in chosen for k in range(m)], sizes)
+        masked = np.where(inside[:, None] == inside, correlation, 0.0)
+        value = 0.5 * (_log_det(masked) - whole)
+    rest = [k for k in range(m) if k not in set(side)]
     return max(0.0, value), _ordered(side, rest)
 
 
@@ -294,8 +293,8 @@ def _singular(matrix: Any) -> ValidationError:
 
 @lru_cache(maxsize=32)
 def _sides(m: int) -> Any:
-    """Every cut once, as rows of ±1 by subsystem; subsystem 0 is always +1."""
-    codes = np.arange(1, 2 ** (m - 1))
+    """Every cut as a row of ±1 by subsystem, subsystem 0 at +1; the first row cuts nothing."""
+    codes = np.arange(2 ** (m - 1))
     bits = (codes[:, None] >> np.arange(m - 1)) & 1
     return np.concatenate((np.ones((len(codes), 1)), 1.0 - 2.0 * bits), axis=1)
 
@@ -303,33 +302,75 @@ def _sides(m: int) -> Any:
 @lru_cache(maxsize=32)
 def _masks(sizes: tuple[int, ...]) -> Any:
     """`(cuts, D, D)` masks, 1 where both variables lie on one side; small cases only."""
-    signs = np.repeat(_sides(len(sizes)), sizes, axis=1)
+    return _mask(_sides(len(sizes)), sizes)
+
+
+def _mask(sides: Any, sizes: tuple[int, ...]) -> Any:
+    signs = np.repeat(sides, sizes, axis=1)
     return (signs[:, :, None] * signs[:, None, :] > 0).astype(np.float64)
+
+
+@lru_cache(maxsize=32)
+def _counts(sizes: tuple[int, ...]) -> Any:
+    """Number of variables on the far side of every cut."""
+    return ((_sides(len(sizes)) < 0) * np.asarray(sizes)).sum(axis=1)
 
 
 def _every_cut(
     correlation: Any, sizes: tuple[int, ...], excess: tuple[float, ...] | None
-) -> list[int]:
-    """The side without subsystem 0 of the minimising cut, all cuts evaluated."""
+) -> tuple[float, list[int]]:
+    """The information of the minimising cut and its side without subsystem 0."""
     m, n = len(sizes), sum(sizes)
     sides = _sides(m)
+    if n == m >= _ELIMINATION_MIN:
+        information = _by_elimination(correlation)
+    else:
+        information = _by_cholesky(correlation, sizes)
+    judged = information if excess is None else information - np.take(excess, _counts(sizes)[1:])
+    best = int(judged.argmin())
+    side = sides[best + 1].tolist()
+    return float(information[best]), [k for k in range(m) if side[k] < 0]
+
+
+def _by_cholesky(correlation: Any, sizes: tuple[int, ...]) -> Any:
+    """½ ln(|Σ_A||Σ_B|/|Σ|) of every cut: one batched Cholesky of the block-diagonal masks."""
+    sides, n = _sides(len(sizes)), sum(sizes)
     per_chunk = max(1, _CHUNK_BYTES // (8 * n * n))
     try:
         if len(sides) <= per_chunk:
-            factors = np.linalg.cholesky(correlation * _masks(sizes))
-            scores = np.log(np.einsum("kii->ki", factors)).sum(axis=1)
+            scores = _half_log_dets(correlation * _masks(sizes))
         else:
-            parts = []
-            for start in range(0, len(sides), per_chunk):
-                signs = np.repeat(sides[start : start + per_chunk], sizes, axis=1)
-                same = signs[:, :, None] == signs[:, None, :]
-                factors = np.linalg.cholesky(np.where(same, correlation, 0.0))
-                parts.append(np.log(np.einsum("kii->ki", factors)).sum(axis=1))
-            scores = np.concatenate(parts)
+            scores = np.concatenate(
+                [
+                    _half_log_dets(correlation * _mask(sides[start : start + per_chunk], sizes))
+                    for start in range(0, len(sides), per_chunk)
+                ]
+            )
     except np.linalg.LinAlgError:
         raise _singular(correlation) from None
-    if excess is not None:
-        counts = ((sides < 0) * np.asarray(sizes)).sum(axis=1)
-        scores = scores - np.asarray(excess)[counts]
-    best = sides[int(np.argmin(scores))]
-    return [k for k in range(m) if best[k] < 0]
+    return scores[1:] - scores[0]
+
+
+def _by_elimination(correlation: Any) -> Any:
+    """The same for single variables: all 2^m principal minors, one elimination a variable.
+
+    Row s of `rest` is the Schur complement of the variables not yet seen given the subset s of
+    those seen; the minor of a cut's other side is the one of the complemented index.
+    """
+    rest, minors = correlation[None], np.zeros(1)
+    while rest.shape[-1]:
+        pivot = rest[:, 0, 0]
+        if not pivot.min() > 0.0:
+            raise _singular(correlation)
+        minors = np.concatenate((minors, minors + np.log(pivot)))
+        column, rest = rest[:, 1:, 0], rest[:, 1:, 1:]
+        given = rest - column[:, :, None] * (column / pivot[:, None])[:, None, :]
+        rest = np.concatenate((rest, given))
+    # Cut c of `_sides` puts bit k of c + 1 for subsystem k + 1 on the far side.
+    both = minors + minors[::-1]
+    return 0.5 * (both[2::2] - minors[-1])
+
+
+def _half_log_dets(matrices: Any) -> Any:
+    factors = np.linalg.cholesky(matrices)
+    return np.log(factors.diagonal(axis1=1, axis2=2)).sum(axis=1)
