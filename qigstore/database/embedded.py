@@ -264,6 +264,7 @@ class EmbeddedServer:
         places = self.places
         binaries = find_binaries(places.root, self.pg_bin, major=places.cluster_major())
         places.make_password()
+        places.make_socket_folder()
         port = _DEFAULT_PORT if self.tcp_port is None else self.tcp_port or free_port()
         job = (
             *(places.root, binaries.folder, binaries.major, places.sockets, port),
@@ -288,9 +289,8 @@ class EmbeddedServer:
         words = "; ".join([reason, *(line.strip() for line in told[-3:])])
         text = reason + log
         hint = next((hint for sign, hint in _HINTS if sign in text), "")
-        return failure(
-            self.places.root, words, f"{hint} All it said is in {self.places.log}.".strip()
-        )
+        todo = f"{hint} All it said is in {self.places.log}."
+        return failure(self.places.root, words, todo.strip())
 
     def _forked(self) -> None:
         self._mutex = threading.Lock()

@@ -341,7 +341,6 @@ class Keeper:
     def start(self) -> None:
         """Start the server and wait until it takes connections."""
         job = self.job
-        job.sockets.mkdir(mode=0o700, exist_ok=True)
         settings = {
             "listen_addresses": job.listen,
             "port": str(job.port),
@@ -371,12 +370,8 @@ class Keeper:
 
     def stop(self) -> None:
         """Fast shutdown; immediate, then SIGKILL, where it does not end in time."""
-        ladder = (
-            (signal.SIGINT, STOP_FAST_S),
-            (signal.SIGQUIT, STOP_HARD_S),
-            (signal.SIGKILL, 5.0),
-        )
-        for number, limit_s in ladder:
+        fast, immediate = (signal.SIGINT, STOP_FAST_S), (signal.SIGQUIT, STOP_HARD_S)
+        for number, limit_s in (fast, immediate, (signal.SIGKILL, STOP_HARD_S)):
             if not self.server or self.server in self.exits:
                 return
             os.kill(self.server, number)
@@ -385,9 +380,13 @@ class Keeper:
                 self._reap(os.WNOHANG)
                 time.sleep(0.002)
 
+    def _asked_to_stop(self, *_: object) -> None:
+        if self.server not in self.exits:
+            os.kill(self.server, signal.SIGINT)
+
     def run(self) -> None:
         """Stay until the server ends or nobody holds the lease."""
-        signal.signal(signal.SIGTERM, lambda *_: os.kill(self.server, signal.SIGINT))
+        signal.signal(signal.SIGTERM, self._asked_to_stop)
         while self.server not in self.exits and not self.released:
             self._reap()
 
@@ -398,6 +397,7 @@ class Keeper:
         if not self.released:
             os.kill(self.watcher, signal.SIGKILL)
         sweep(self.job.data, grace_s=0.0)
+        os.truncate(self.lock, 0)
         if self.job.sockets.parent != self.job.root:
             shutil.rmtree(self.job.sockets, ignore_errors=True)
 

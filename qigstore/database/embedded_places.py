@@ -86,17 +86,23 @@ class Places(NamedTuple):
         return _SHORT / f"qigstore-{os.geteuid()}-{digest}"
 
     def prepare(self) -> None:
-        """Make what has to exist before a server can be started.
+        """Make the root folder.
 
         Raises:
-            EmbeddedServerError: a folder or file cannot be made, or is somebody else's.
+            EmbeddedServerError: it cannot be made.
         """
         try:
             self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
             raise self.unusable(error) from error
-        if self.sockets.parent == _SHORT:
-            _private(self.sockets, self.root)
+
+    def make_socket_folder(self) -> None:
+        """Make the folder of the socket, private; the start lock is held and no keeper lives.
+
+        Raises:
+            EmbeddedServerError: it cannot be made, or somebody else made it first.
+        """
+        _private(self.sockets, self.root)
 
     def unusable(self, error: OSError) -> EmbeddedServerError:
         """What to say when the folder cannot be written."""

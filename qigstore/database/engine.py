@@ -131,7 +131,8 @@ class Database:
     ) -> None:
         given = parse_dsn(dsn)
         self.address = _masked(given)
-        self._secrets = [given["password"]] if given.get("password") else []
+        secrets = (given.get("password"), given.get("sslpassword"), os.environ.get("PGPASSWORD"))
+        self._secrets = [secret for secret in secrets if secret]
         self._pooler = prepare_threshold is None
         self._settings = {"statement_timeout": f"{statement_timeout_s * 1000:.0f}ms"}
         self._settings |= {"timezone": "UTC"}
@@ -171,9 +172,8 @@ class Database:
     def _connect(self) -> psycopg.Connection[Any]:
         try:
             return self._connect_once()
-        except psycopg.OperationalError as error:
-            # A refused password or a missing database is an answer: the server is alive.
-            if self._revive is None or error.sqlstate is not None:
+        except psycopg.OperationalError:
+            if self._revive is None:
                 raise
         self._revive()
         return self._connect_once()
