@@ -1,0 +1,216 @@
+"""One array of a state and the form in which a safetensors file holds it.
+
+A file of that kind knows booleans, integers and floats, little-endian. What it does not know is
+stored as something that it does (complex as pairs of floats, times as integers, strings and
+extended precision as bytes) and named by its NumPy dtype in the skeleton, so that it comes back
+as what it was. Objects are refused: they would need pickle.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from qigstore.errors import CheckpointError
+
+__all__ = [
+    "CODES",
+    "NOT_FINITE_MASKS",
+    "Leaf",
+    "numpy_leaf",
+    "numpy_restore",
+    "parse_dtype",
+    "tensor_identity",
+    "torch_leaf",
+    "torch_restore",
+]
+
+Array = npt.NDArray[Any]
+
+CODES: dict[str, str] = {
+    "BOOL": "|b1",
+    "U8": "|u1",
+    "I8": "|i1",
+    "U16": "<u2",
+    "I16": "<i2",
+    "F16": "<f2",
+    "U32": "<u4",
+    "I32": "<i4",
+    "F32": "<f4",
+    "U64": "<u8",
+    "I64": "<i8",
+    "F64": "<f8",
+    # NumPy has no such types: their bits are handled as integers of the same width.
+    "BF16": "<u2",
+    "F8_E4M3": "|u1",
+    "F8_E5M2": "|u1",
+}
+"""safetensors dtype → the NumPy dtype that holds its bytes."""
+
+NOT_FINITE_MASKS: dict[str, int] = {"BF16": 0x7F80, "F8_E4M3": 0x7F, "F8_E5M2": 0x7C}
+"""A value of these is NaN or ±inf exactly where `bits & mask == mask`."""
+
+_CODE_OF = {np.dtype(d): code for code, d in CODES.items() if code not in NOT_FINITE_MASKS}
+_KINDS = "biufcmMSU"
+_DTYPE = re.compile(r"[<>|=][biufcmMSU][0-9]{1,9}(\[[0-9A-Za-z/]{1,16}\])?")
+_TORCH_BITS = {
+    "bfloat16": ("BF16", "int16"),
+    "float8_e4m3fn": ("F8_E4M3", "uint8"),
+    "float8_e5m2": ("F8_E5M2", "uint8"),
+}
+"""torch dtypes that NumPy lacks → (safetensors dtype, torch dtype of the same bits)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Leaf:
+    """One array as it goes to the file; `data` is still the caller's memory.
+
+    `raw` is the little-endian NumPy dtype to copy `data` as; `code` and `shape` are what the
+    file's header says of the same bytes.
+    """
+
+    data: Array
+    raw: np.dtype[Any]
+    code: str
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in the file."""
+        return self.data.size * self.raw.itemsize
+
+
+def parse_dtype(text: str) -> np.dtype[Any]:
+    """The dtype of that name if it is one that we write.
+
+    Raises:
+        CheckpointError: anything else, objects and records included.
+    """
+    if not isinstance(text, str) or not _DTYPE.fullmatch(text):
+        raise CheckpointError(f"{text!r} is not a dtype that a checkpoint holds")
+    try:
+        return np.dtype(text)
+    except TypeError:
+        raise CheckpointError(f"{text!r} is not a dtype that a checkpoint holds") from None
+
+
+def numpy_leaf(array: Array, where: str) -> tuple[Leaf, str | None]:
+    """The array's stored form, and its dtype's name where the form alone does not tell it.
+
+    Raises:
+        CheckpointError: a dtype of objects, records, or no size.
+    """
+    dtype = array.dtype
+    if dtype.kind not in _KINDS or (dtype.itemsize == 0):
+        raise CheckpointError(
+            f"{where}: an array of dtype {dtype} cannot be saved (numbers, booleans, times and "
+            "strings can). Convert it, or leave it out of the state."
+        )
+    raw = dtype.newbyteorder("<")
+    code, tail = _stored_as(raw)
+    plain = raw in _CODE_OF and dtype == raw
+    return Leaf(array, raw, code, (*array.shape, *tail)), None if plain else dtype.str
+
+
+def numpy_restore(stored: Array, dtype_name: str | None) -> Array:
+    """The array as it was, from what the file holds; the inverse of `numpy_leaf`.
+
+    Raises:
+        CheckpointError: the file holds something else than an array of that dtype.
+    """
+    if dtype_name is None:
+        return stored
+    dtype = parse_dtype(dtype_name)
+    raw = dtype.newbyteorder("<")
+    code, tail = _stored_as(raw)
+    cut = stored.ndim - len(tail)
+    if stored.dtype != np.dtype(CODES[code]) or cut < 0 or stored.shape[cut:] != tail:
+        raise CheckpointError(f"an array stored as {stored.dtype} {stored.shape} is no {dtype}")
+    array = stored.reshape(-1).view(raw).reshape(stored.shape[:cut])
+    return array if dtype == raw else array.astype(dtype)
+
+
+def _stored_as(raw: np.dtype[Any]) -> tuple[str, tuple[int, ...]]:
+    """safetensors dtype that holds this one, and the dimension that it adds, if any."""
+    if raw in _CODE_OF:
+        return _CODE_OF[raw], ()
+    if raw.kind == "c" and raw.itemsize in {8, 16}:
+        return ("F32" if raw.itemsize == 8 else "F64"), (2,)
+    if raw.kind in "mM":
+        return "I64", ()
+    return "U8", (raw.itemsize,)
+
+
+def tensor_identity(tensor: Any) -> object:
+    """A key equal for two tensors exactly where they are the same numbers in the same memory.
+
+    `state_dict()` makes new tensor objects over the same storage, so that tied weights are seen
+    by their address, not by the identity of the object.
+    """
+    if tensor.numel() == 0 or tensor.layout != sys.modules["torch"].strided:
+        return id(tensor)
+    return (
+        tensor.data_ptr(),
+        tuple(tensor.shape),
+        tensor.stride(),
+        str(tensor.dtype),
+        str(tensor.device),
+        tensor.requires_grad,
+        type(tensor).__name__,
+    )
+
+
+def torch_leaf(tensor: Any, where: str) -> tuple[Leaf, dict[str, Any]]:
+    """A torch tensor's stored form, and what the skeleton must say of it.
+
+    Raises:
+        CheckpointError: a sparse, quantised or meta tensor, a subclass, or an unknown dtype.
+    """
+    torch = sys.modules["torch"]
+    parameter = type(tensor) is torch.nn.Parameter
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    if type(tensor) is not torch.Tensor and not parameter:
+        kind = f"{type(tensor).__module__}.{type(tensor).__qualname__}"
+        raise CheckpointError(f"{where}: {kind} is a subclass of torch.Tensor that is not known")
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
+        raise CheckpointError(
+            f"{where}: only dense torch tensors with values can be saved, got {tensor.layout} "
+            f"on {tensor.device}. Use .to_dense() or .dequantize()."
+        )
+    node = {"dtype": dtype, "grad": bool(tensor.requires_grad), "parameter": parameter}
+    plain = tensor.detach().resolve_conj().resolve_neg().cpu()
+    if dtype in _TORCH_BITS:
+        code, bits = _TORCH_BITS[dtype]
+        data = plain.view(getattr(torch, bits)).numpy()
+        return Leaf(data, np.dtype(CODES[code]), code, data.shape), node
+    try:
+        leaf, name = numpy_leaf(plain.numpy(), where)
+    except TypeError as error:
+        raise CheckpointError(f"{where}: torch dtype {dtype} cannot be saved: {error}") from None
+    return leaf, {**node, "numpy": name} if name else node
+
+
+def torch_restore(stored: Array, node: dict[str, Any]) -> Any:
+    """The tensor on the CPU, a leaf of no graph; the inverse of `torch_leaf`.
+
+    Raises:
+        CheckpointError: torch is not installed here.
+    """
+    try:
+        import torch
+    except ImportError:
+        raise CheckpointError(
+            "this checkpoint holds torch tensors and torch is not installed. Install it "
+            "(`pip install 'qigstore[torch]'`)."
+        ) from None
+    tensor = torch.from_numpy(numpy_restore(stored, node.get("numpy")))
+    if node["dtype"] in _TORCH_BITS:
+        tensor = tensor.view(getattr(torch, node["dtype"]))
+    if node["parameter"]:
+        return torch.nn.Parameter(tensor, requires_grad=node["grad"])
+    return tensor.requires_grad_(node["grad"])

@@ -1,0 +1,414 @@
+"""Folders of checkpoints: `<root>/<session folder>/<id>/`, complete or absent.
+
+A save writes into a fresh `.tmp-<id>`: files, then the manifest, each fsynced; then it fsyncs the
+folder, renames it to `<id>` and fsyncs the parent. What has the name of an id is therefore whole.
+An id is never written twice. The folder is the truth; a row in the database is an index to it.
+
+A marker file with the store's id lies in the root and in each session's folder, and a save holds
+a lock on its `.tmp-` folder: what carries no marker of ours, or is locked, is never removed.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from mmap import mmap
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+from qigstore.checkpoints.disk import Disk, replace_file, write_all
+from qigstore.checkpoints.folders import Folders, open_file, parse_id
+from qigstore.checkpoints.format import (
+    MANIFEST,
+    PAYLOAD,
+    FileInfo,
+    Manifest,
+    canonical_json,
+    encode_manifest,
+    strict_json,
+)
+from qigstore.checkpoints.payload import Beside, Staged, check_payload, read_payload, stage
+from qigstore.checkpoints.ranking import finite
+from qigstore.checkpoints.tree import restore
+from qigstore.errors import (
+    CheckpointCorrupt,
+    CheckpointError,
+    InvalidInput,
+    NotFound,
+)
+from qigstore.records import Checkpoint, CheckpointKind
+
+__all__ = ["CheckpointStore", "SaveInfo", "Survey"]
+
+_TMP, _TRASH, _QUARANTINE = ".tmp-", ".trash-", ".quarantine"
+_OURS = {PAYLOAD, MANIFEST}
+_SPARE_BYTES = 4 << 20
+_NAMED_MAX = 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SaveInfo:
+    """What is known of a state besides its arrays. Φ and κ may be anything; only finite Φ ranks.
+
+    Raises:
+        InvalidInput: a name, step, attempt or kind that cannot be.
+        CheckpointError: metadata that is no JSON.
+    """
+
+    session_name: str
+    session_id: int
+    attempt: int
+    step: int
+    kind: CheckpointKind = "regular"
+    phi: float | None = None
+    kappa_eff: float | None = None
+    regime: str | None = None
+    parent: UUID | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    id: UUID = field(default_factory=uuid4)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.session_name, str) or not self.session_name:
+            raise InvalidInput("session_name", self.session_name, "a name")
+        for name in ("step", "attempt"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not hasattr(value, "__index__"):
+                raise InvalidInput(name, value, "an integer")
+            if not 0 <= value.__index__() < 2**63:
+                raise InvalidInput(name, value, "an integer from 0 to 2⁶³ − 1")
+            object.__setattr__(self, name, value.__index__())
+        if self.kind not in {"regular", "emergency"}:
+            raise InvalidInput("kind", self.kind, "'regular' or 'emergency'")
+        for name in ("phi", "kappa_eff"):
+            value = getattr(self, name)
+            try:
+                object.__setattr__(self, name, None if value is None else float(value))
+            except (TypeError, ValueError):
+                raise InvalidInput(name, value, "a number or None") from None
+        if self.regime is not None:
+            object.__setattr__(self, "regime", strict_json(str(self.regime), "regime"))
+        object.__setattr__(self, "metadata", strict_json(self.metadata))
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What a session's folder holds: whole checkpoints, and folders that are none, with why."""
+
+    checkpoints: tuple[Checkpoint, ...]
+    damaged: tuple[tuple[Path, str], ...]
+
+
+class CheckpointStore:
+    """Checkpoints of any number of sessions below one root; every write goes through `disk`."""
+
+    def __init__(self, root: Path | str, *, disk: Disk | None = None) -> None:
+        self.root = Path(root).expanduser().resolve()
+        self._disk = disk or Disk()
+        self._folders = Folders(self.root, self._disk)
+
+    def __repr__(self) -> str:
+        return f"CheckpointStore({str(self.root)!r})"
+
+    # ------------------------------------------------------------ saving
+
+    def save(self, state: Any, *, info: SaveInfo) -> Checkpoint:
+        """Save a state; when this returns, it is on the disk, power loss included.
+
+        Raises:
+            CheckpointError: it was not saved (`__cause__` says what failed); earlier ones are as
+                they were.
+        """
+        return self.commit(self.stage(state), info)
+
+    def stage(self, state: Any, *, reuse: mmap | None = None) -> Staged:
+        """Copy a state, so that training may go on changing it; nothing is written yet."""
+        return stage(state, reuse)
+
+    def commit(self, staged: Staged, info: SaveInfo) -> Checkpoint:
+        """Write a staged state; complete or absent, whatever happens.
+
+        Raises:
+            CheckpointError: it was not saved (`__cause__` says what failed).
+        """
+        try:
+            return self._commit(staged, info)
+        except OSError as error:
+            raise CheckpointError(
+                f"checkpoint {info.id} of session {info.session_name!r} (step {info.step}) was not "
+                f"saved below {self.root}: {error}. Earlier ones are as they were."
+            ) from error
+
+    def _commit(self, staged: Staged, info: SaveInfo) -> Checkpoint:
+        disk, folder = self._disk, self._folders.session(info.session_name)
+        free = disk.free_bytes(folder)
+        if free < staged.size + _SPARE_BYTES:
+            needed = staged.size + _SPARE_BYTES
+            raise OSError(errno.ENOSPC, f"it needs {needed} bytes, {free} are free", str(folder))
+        target, fresh = folder / str(info.id), folder / f"{_TMP}{info.id}"
+        with disk.locked(folder):
+            if os.path.lexists(target) or os.path.lexists(fresh):
+                raise CheckpointError(f"{target} exists already; an id is never written twice")
+            disk.mkdir(fresh)
+            lock = self._lock(fresh)
+        try:
+            manifest = self._write(fresh, staged, info)
+            disk.rename(fresh, target)
+            disk.fsync_folder(folder)
+        except BaseException:
+            # What stays behind on a disk that fails is found by clean() later.
+            with suppress(OSError):
+                self._discard(fresh)
+            raise
+        finally:
+            if lock is not None:
+                disk.unlock(lock)
+        size = (target / MANIFEST).stat().st_size
+        return _record(manifest, target, info.session_id, size)
+
+    def _write(self, fresh: Path, staged: Staged, info: SaveInfo) -> Manifest:
+        disk = self._disk
+        whole, parts = Beside(staged.digest), Beside(staged.tensors)
+        try:
+            write_all(disk, fresh / PAYLOAD, staged.view)
+        finally:
+            for hashing in (whole, parts):
+                hashing.wait()  # the buffer may be used again when this returns
+        tensors, not_finite = parts.result()
+        manifest = Manifest(
+            id=info.id,
+            store=self._folders.store_id(),
+            session=info.session_name,
+            attempt=info.attempt,
+            step=info.step,
+            kind=info.kind,
+            phi=info.phi,
+            kappa_eff=info.kappa_eff,
+            regime=info.regime,
+            created_at=datetime.now(UTC),
+            parent=info.parent,
+            weights_finite=not not_finite,
+            not_finite=tuple(not_finite[:_NAMED_MAX]),
+            files={PAYLOAD: FileInfo(staged.size, whole.result())},
+            tensors=tensors,
+            skeleton=staged.skeleton,
+            metadata=info.metadata,
+        )
+        data, digest = encode_manifest(manifest)
+        write_all(disk, fresh / MANIFEST, data)
+        disk.fsync_folder(fresh)
+        object.__setattr__(manifest, "digest", digest)
+        return manifest
+
+    # ------------------------------------------------------------ reading
+
+    def folder_of(self, session: str) -> Path:
+        """The folder of a session, whatever its name."""
+        return self._folders.of(session)
+
+    def locate(self, session: str, checkpoint_id: UUID | str) -> Path:
+        """Where a checkpoint lies if this store has it.
+
+        Raises:
+            InvalidInput: not an id.
+        """
+        return self.folder_of(session) / str(parse_id(checkpoint_id))
+
+    def load(self, path: Path | str, *, verify: bool = True) -> Any:
+        """Read a state back, by default with every digest verified.
+
+        Raises:
+            NotFound: no such folder.
+            CheckpointCorrupt: what is there is not what was saved.
+            CheckpointFormatError: written by a newer version, or not below this root.
+        """
+        with self._folders.open(path) as found:
+            file = found.path / PAYLOAD
+            fd = open_file(found.fd, file)
+            try:
+                arrays = read_payload(fd, file, found.manifest, verify=verify)
+            finally:
+                os.close(fd)
+        try:
+            return restore(found.manifest.skeleton, arrays)
+        except CheckpointError as error:
+            if isinstance(error.__cause__, ImportError):  # torch is missing here; the file is good
+                raise
+            raise CheckpointCorrupt(
+                found.path / MANIFEST, "skeleton", expected="a state", found=error
+            ) from error
+
+    def verify(self, path: Path | str) -> Manifest:
+        """Check every byte of a checkpoint in constant memory and return its manifest.
+
+        Raises:
+            NotFound, CheckpointCorrupt, CheckpointFormatError: as for `load`.
+        """
+        with self._folders.open(path) as found:
+            file = found.path / PAYLOAD
+            fd = open_file(found.fd, file)
+            try:
+                check_payload(fd, file, found.manifest)
+            finally:
+                os.close(fd)
+            return found.manifest
+
+    def manifest(self, path: Path | str) -> Manifest:
+        """The manifest alone, its own digest verified."""
+        with self._folders.open(path) as found:
+            return found.manifest
+
+    def scan(self, session: str, *, session_id: int = 0) -> list[Checkpoint]:
+        """The committed checkpoints of a session, by attempt, step and id."""
+        return list(self.survey(session, session_id=session_id).checkpoints)
+
+    def survey(self, session: str, *, session_id: int = 0) -> Survey:
+        """The committed checkpoints of a session, and what stands among them and is none.
+
+        Manifests are verified, payloads are not; nothing is changed.
+        """
+        whole, damaged = [], []
+        folder = self.folder_of(session)
+        for name in self._names(folder):
+            try:
+                if str(UUID(name)) != name:
+                    continue
+            except ValueError:
+                continue
+            try:
+                with self._folders.open(folder / name) as found:
+                    whole.append(
+                        _record(found.manifest, found.path, session_id, found.manifest_bytes)
+                    )
+            except NotFound:
+                continue  # deleted meanwhile
+            except (CheckpointError, OSError) as error:
+                damaged.append((folder / name, str(error)))
+        whole.sort(key=lambda item: (item.attempt, item.step, item.id))
+        return Survey(tuple(whole), tuple(damaged))
+
+    def _names(self, folder: Path) -> list[str]:
+        try:
+            return self._disk.listdir(folder)
+        except FileNotFoundError:
+            return []
+
+    # ------------------------------------------------------------ putting away
+
+    def quarantine(self, path: Path | str, reason: str) -> Path:
+        """Put a checkpoint aside, with the reason beside it; it is never loaded nor deleted.
+
+        Raises:
+            NotFound: no such folder.
+            OSError: the disk refused.
+        """
+        session, name = self._folders.inside(Path(path))
+        folder = self.root / session
+        aside = folder / _QUARANTINE
+        with self._disk.locked(folder):
+            if not os.path.lexists(folder / name):
+                raise NotFound("checkpoint", name, hint=f"There is no folder {folder / name}")
+            if not aside.exists():
+                self._disk.mkdir(aside)
+            target, n = aside / name, 1
+            while os.path.lexists(target):
+                n += 1
+                target = aside / f"{name}-{n}"
+            said = {"id": name, "reason": reason, "at": datetime.now(UTC).isoformat()}
+            replace_file(self._disk, aside / f"{target.name}.json", canonical_json(said) + b"\n")
+            self._disk.rename(folder / name, target)
+            self._disk.fsync_folder(aside)
+            self._disk.fsync_folder(folder)
+        return target
+
+    def delete(self, path: Path | str) -> None:
+        """Remove a checkpoint, by rename first, so that it is never seen half there.
+
+        Raises:
+            NotFound: no such folder.
+            CheckpointError: it cannot be proved to be one of this store; quarantine it instead.
+        """
+        with self._folders.open(path) as found:
+            names = {entry.name for entry in found.path.iterdir()}
+            if found.manifest.store != self._folders.store_id() or not names <= _OURS:
+                raise CheckpointError(
+                    f"{found.path} is not provably a checkpoint of this store ({self.root}), so "
+                    "it is not deleted. Quarantine it, or remove it yourself."
+                )
+            folder = found.path.parent
+            trash = folder / f"{_TRASH}{found.path.name}"
+            with self._disk.locked(folder):
+                self._disk.rename(found.path, trash)
+                self._disk.fsync_folder(folder)
+                self._discard(trash)
+
+    def clean(self, session: str) -> list[Path]:
+        """Remove what dead processes left of unfinished saves and deletions; return what it was.
+
+        Removed is only what lies in a folder with this store's marker, holds nothing but a
+        checkpoint's files, and is locked by nobody. Anything in doubt stays.
+        """
+        folder = self.folder_of(session)
+        if self._folders.marker(folder).get("store") != str(self._folders.find_id()):
+            return []
+        gone = []
+        with self._disk.locked(folder):
+            for name in self._names(folder):
+                if name.startswith((_TMP, _TRASH)) and self._clean_one(folder / name):
+                    gone.append(folder / name)
+        return gone
+
+    def _clean_one(self, path: Path) -> bool:
+        try:
+            lock = self._disk.try_lock(path)
+        except OSError:
+            return False  # no locks on this disk, a link, or gone: in doubt it stays
+        if lock is None:
+            return False
+        try:
+            files = [path / name for name in self._disk.listdir(path)]
+            if any(f.name not in _OURS or not stat.S_ISREG(f.lstat().st_mode) for f in files):
+                return False
+            self._discard(path)
+        finally:
+            self._disk.unlock(lock)
+        return True
+
+    def _discard(self, path: Path) -> None:
+        for name in self._names(path):
+            self._disk.unlink(path / name)
+        if path.exists():
+            self._disk.rmdir(path)
+
+    def _lock(self, path: Path) -> int | None:
+        try:
+            return self._disk.try_lock(path)
+        except OSError as error:
+            if error.errno == errno.ENOLCK:
+                return None
+            raise
+
+
+def _record(manifest: Manifest, path: Path, session_id: int, manifest_bytes: int) -> Checkpoint:
+    return Checkpoint(
+        id=manifest.id,
+        session_id=session_id,
+        attempt=manifest.attempt,
+        step=manifest.step,
+        kind=manifest.kind,
+        status="committed",
+        path=path,
+        bytes=manifest.payload.bytes + manifest_bytes,
+        digest=manifest.digest,
+        weights_finite=manifest.weights_finite,
+        created_at=manifest.created_at,
+        phi=finite(manifest.phi),
+        kappa_eff=finite(manifest.kappa_eff),
+        regime=manifest.regime,
+        metadata=manifest.metadata,
+    )

@@ -1,0 +1,303 @@
+"""A nested training state ↔ named arrays and a JSON skeleton; no pickle in either direction.
+
+The skeleton is plain JSON. `null`, booleans, strings, integers up to 2⁵³, finite floats and lists
+are themselves; everything else is an object with one key that says what it is::
+
+    {"dict": [[key, node], ...]}     {"ordered": [[key, node], ...]}     {"tuple": [node, ...]}
+    {"int": "-1f..."}  hexadecimal   {"float": "7ff8000000000000"}  bits of NaN and ±inf
+    {"complex": [node, node]}        {"bytes": "base64"}      {"blob": name}  long bytes
+    {"scalar": "base64", "dtype"}    {"array": name, "dtype"}      {"tensor": name, ...}
+    {"same": n}                      the n-th container finished so far, again
+
+An array or container that is referenced twice is stored once and restored as one object.
+"""
+
+from __future__ import annotations
+
+import base64
+import math
+import struct
+import sys
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from qigstore.checkpoints.arrays import (
+    Leaf,
+    numpy_leaf,
+    numpy_restore,
+    parse_dtype,
+    tensor_identity,
+    torch_leaf,
+    torch_restore,
+)
+from qigstore.errors import CheckpointError
+
+__all__ = ["DEPTH_MAX", "NODES_MAX", "FlatState", "flatten", "restore"]
+
+DEPTH_MAX = 100
+"""Deepest nesting; JSON readers stop at about a thousand levels, and one of ours is up to three."""
+NODES_MAX = 2_000_000
+"""Most values outside arrays; more belong in an array."""
+
+_INLINE_BYTES_MAX = 1024
+_NAME_CHARS_MAX = 200
+_EXACT_INT = 2**53
+_HINTS = {
+    "numpy.random._generator.Generator": "save generator.bit_generator.state",
+    "numpy.random.mtrand.RandomState": "save random_state.get_state()",
+    "random.Random": "save random.getstate()",
+    "builtins.set": "save sorted(...)",
+    "collections.defaultdict": "save dict(...)",
+}
+_SUPPORTED = (
+    "dict (keys str or int), OrderedDict, list, tuple, None, bool, int, float, complex, str, bytes,"
+    " NumPy arrays and scalars, torch tensors"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class FlatState:
+    """The skeleton and, by name, the arrays that it refers to (the caller's memory, not copies)."""
+
+    skeleton: Any
+    leaves: Mapping[str, Leaf]
+
+
+def flatten(state: Any) -> FlatState:
+    """Take a state apart without copying its arrays.
+
+    Raises:
+        CheckpointError: a type that cannot be saved, a cycle, or too much nesting; it names the
+            place, as in ``state['opt'][3]``.
+    """
+    walk = _Flattener()
+    skeleton = walk.node(state, ())
+    return FlatState(skeleton, walk.leaves)
+
+
+def restore(skeleton: Any, arrays: Mapping[str, npt.NDArray[Any]]) -> Any:
+    """Put a state together again from its skeleton and the arrays of its file.
+
+    Raises:
+        CheckpointError: a skeleton that `flatten` did not make.
+    """
+    try:
+        return _Restorer(arrays).node(skeleton)
+    except (KeyError, IndexError, TypeError, ValueError, RecursionError, struct.error) as error:
+        raise CheckpointError(f"the skeleton cannot be read: {error!r}"[:300]) from error
+
+
+def _place(path: tuple[Any, ...]) -> str:
+    return "state" + "".join(f"[{key!r:.60}]" for key in path)
+
+
+def _type_name(value: object) -> str:
+    return f"{type(value).__module__}.{type(value).__qualname__}"
+
+
+class _Flattener:
+    def __init__(self) -> None:
+        self.leaves: dict[str, Leaf] = {}
+        self._nodes = 0
+        self._open: set[int] = set()
+        self._finished: dict[int, int] = {}
+        self._alive: list[Any] = []  # objects whose id() is a key must not be freed meanwhile
+        self._known: dict[Any, dict[str, Any]] = {}
+        self._plain: dict[type, Callable[[Any], Any]] = {
+            type(None): lambda value: value,
+            bool: lambda value: value,
+            str: lambda value: value,
+            int: _flat_int,
+            float: _flat_float,
+            complex: lambda z: {"complex": [_flat_float(z.real), _flat_float(z.imag)]},
+        }
+
+    def node(self, value: Any, path: tuple[Any, ...]) -> Any:
+        self._nodes += 1
+        if self._nodes > NODES_MAX:
+            raise CheckpointError(
+                f"{_place(path)}: more than {NODES_MAX} values outside arrays. Store long lists of "
+                "numbers as NumPy arrays."
+            )
+        plain = self._plain.get(type(value))
+        if plain is not None:
+            return plain(value)
+        if type(value) in {dict, list, tuple, OrderedDict}:
+            return self._container(value, path)
+        if isinstance(value, np.generic):
+            return self._scalar(value, path)
+        if type(value) in {np.ndarray, np.memmap}:
+            return self._array(value, path)
+        if type(value) is bytes:
+            return self._bytes(value, path)
+        torch = sys.modules.get("torch")
+        if torch is not None and isinstance(value, torch.Tensor):
+            return self._tensor(value, path)
+        name = _type_name(value)
+        hint = _HINTS.get(name, f"a state may hold {_SUPPORTED}")
+        raise CheckpointError(f"{_place(path)}: {name} cannot be saved; {hint}.")
+
+    def _container(self, value: Any, path: tuple[Any, ...]) -> Any:
+        key = id(value)
+        if key in self._finished:
+            return {"same": self._finished[key]}
+        if key in self._open:
+            raise CheckpointError(
+                f"{_place(path)}: this {type(value).__name__} contains itself; a state is a tree"
+            )
+        if len(path) >= DEPTH_MAX:
+            raise CheckpointError(f"{_place(path)[:200]}…: nested deeper than {DEPTH_MAX}")
+        self._open.add(key)
+        if isinstance(value, dict):
+            node = self._dict(value, path)
+        else:
+            items = [self.node(item, (*path, i)) for i, item in enumerate(value)]
+            node = items if type(value) is list else {"tuple": items}
+        self._open.discard(key)
+        self._finished[key] = len(self._finished)
+        self._alive.append(value)
+        return node
+
+    def _dict(self, value: dict[Any, Any], path: tuple[Any, ...]) -> Any:
+        pairs = []
+        for key, item in value.items():
+            if type(key) is not str and type(key) is not int:
+                raise CheckpointError(
+                    f"{_place(path)}: the key {key!r:.60} is a {_type_name(key)}; keys of a saved "
+                    "dict are str or int"
+                )
+            flat_key = _flat_int(key) if isinstance(key, int) else key
+            pairs.append([flat_key, self.node(item, (*path, key))])
+        if type(value) is dict:
+            return {"dict": pairs}
+        # torch keeps the versions of a module's layout as an attribute of the state_dict.
+        extra = getattr(value, "_metadata", None)
+        node = {"ordered": pairs}
+        return node | {"metadata": self.node(extra, (*path, "_metadata"))} if extra else node
+
+    def _scalar(self, value: np.generic, path: tuple[Any, ...]) -> Any:
+        if value.dtype.kind not in "biufcmMSU":
+            raise CheckpointError(f"{_place(path)}: {_type_name(value)} cannot be saved")
+        raw = base64.b64encode(value.tobytes()).decode("ascii")
+        return {"scalar": raw, "dtype": value.dtype.str}
+
+    def _array(self, value: npt.NDArray[Any], path: tuple[Any, ...]) -> Any:
+        # Two array objects over the same numbers are one array, as for tensors.
+        address = value.__array_interface__["data"][0]
+        key = (address, value.shape, value.strides, value.dtype) if value.size else id(value)
+        if key not in self._known:
+            leaf, dtype = numpy_leaf(value, _place(path))
+            node = {"array": self._add(leaf, path)}
+            self._remember(key, value, node | {"dtype": dtype} if dtype else node)
+        return self._known[key]
+
+    def _bytes(self, value: bytes, path: tuple[Any, ...]) -> Any:
+        if len(value) <= _INLINE_BYTES_MAX:
+            return {"bytes": base64.b64encode(value).decode("ascii")}
+        key = id(value)
+        if key not in self._known:
+            leaf, _ = numpy_leaf(np.frombuffer(value, np.uint8), _place(path))
+            self._remember(key, value, {"blob": self._add(leaf, path)})
+        return self._known[key]
+
+    def _tensor(self, value: Any, path: tuple[Any, ...]) -> Any:
+        key = tensor_identity(value)
+        if key not in self._known:
+            leaf, node = torch_leaf(value, _place(path))
+            self._remember(key, value, {"tensor": self._add(leaf, path), **node})
+        return self._known[key]
+
+    def _remember(self, key: Any, value: Any, node: dict[str, Any]) -> None:
+        self._known[key] = node
+        self._alive.append(value)
+
+    def _add(self, leaf: Leaf, path: tuple[Any, ...]) -> str:
+        """Keep the array under a readable name of its own that any safetensors reader takes."""
+        text = ".".join(str(key) for key in path) or "state"
+        text = text.encode("utf-8", "backslashreplace").decode("utf-8")[:_NAME_CHARS_MAX]
+        name, n = text, 1
+        while name in self.leaves or name in {"", "__metadata__"}:
+            n += 1
+            name = f"{text}~{n}"
+        self.leaves[name] = leaf
+        return name
+
+
+def _flat_int(value: int) -> Any:
+    return value if -_EXACT_INT <= value <= _EXACT_INT else {"int": f"{value:x}"}
+
+
+def _flat_float(value: float) -> Any:
+    return value if math.isfinite(value) else {"float": struct.pack(">d", value).hex()}
+
+
+class _Restorer:
+    def __init__(self, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+        self._arrays = arrays
+        self._finished: list[Any] = []
+        self._made: dict[tuple[str, str], Any] = {}
+        self._kinds: dict[str, Callable[[dict[str, Any]], Any]] = {
+            "dict": lambda node: self._keep(self._pairs(node["dict"])),
+            "ordered": self._ordered,
+            "tuple": lambda node: self._keep(tuple(self.node(item) for item in node["tuple"])),
+            "int": lambda node: int(node["int"], 16),
+            "float": lambda node: struct.unpack(">d", bytes.fromhex(node["float"]))[0],
+            "complex": lambda node: complex(*(self.node(part) for part in node["complex"])),
+            "bytes": lambda node: base64.b64decode(node["bytes"], validate=True),
+            "same": lambda node: self._finished[node["same"]],
+            "scalar": _scalar,
+        }
+
+    def node(self, node: Any) -> Any:
+        if isinstance(node, list):
+            return self._keep([self.node(item) for item in node])
+        if not isinstance(node, dict):
+            return node
+        for kind in ("array", "tensor", "blob"):
+            if kind in node:
+                return self._array(kind, node)
+        for kind, make in self._kinds.items():
+            if kind in node:
+                return make(node)
+        raise ValueError(f"unknown node {sorted(node)!r:.80}")
+
+    def _keep(self, value: Any) -> Any:
+        self._finished.append(value)
+        return value
+
+    def _pairs(self, pairs: list[Any]) -> dict[Any, Any]:
+        return {self.node(key): self.node(item) for key, item in pairs}
+
+    def _ordered(self, node: dict[str, Any]) -> Any:
+        value: Any = OrderedDict(self._pairs(node["ordered"]))
+        if "metadata" in node:
+            value._metadata = self.node(node["metadata"])
+        return self._keep(value)
+
+    def _array(self, kind: str, node: dict[str, Any]) -> Any:
+        key = (kind, node[kind])
+        if key not in self._made:
+            stored = self._arrays[node[kind]]
+            if kind == "blob":
+                self._made[key] = stored.tobytes()
+            elif kind == "tensor":
+                self._made[key] = torch_restore(stored, node)
+            else:
+                self._made[key] = numpy_restore(stored, node.get("dtype"))
+        return self._made[key]
+
+
+def _scalar(node: dict[str, Any]) -> Any:
+    dtype = parse_dtype(node["dtype"])
+    raw = base64.b64decode(node["scalar"], validate=True)
+    # Strings are made from their text: an array element would lose its trailing NULs.
+    if dtype.kind == "S":
+        return dtype.type(raw)
+    if dtype.kind == "U":
+        return dtype.type(raw.decode("utf-32-le", "surrogatepass"))
+    return np.frombuffer(raw, dtype)[0]
