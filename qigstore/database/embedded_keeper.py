@@ -341,6 +341,9 @@ class Keeper:
     def start(self) -> None:
         """Start the server and wait until it takes connections."""
         job = self.job
+        # A killed server's lock file names a pid that may live on as a zombie, or as another's.
+        for leftover in job.sockets.glob(".s.PGSQL.*"):
+            leftover.unlink()
         settings = {
             "listen_addresses": job.listen,
             "port": str(job.port),
