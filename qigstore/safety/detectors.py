@@ -1,0 +1,350 @@
+"""What a bound rule keeps for one metric: a few numbers, and how the next value changes them.
+
+Each detector raises one alarm an episode: it stays latched until the metric has been well again
+for as long as its rule says. Only finite values reach a statistic; `qigstore.safety.rules` sees to
+that. Nothing here allocates, locks or calls out while the metric is quiet.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from qigstore.errors import InvalidInput
+from qigstore.records import Severity
+
+__all__ = [
+    "Action",
+    "Alarm",
+    "Detector",
+    "EwmaDetector",
+    "FiniteDetector",
+    "PageHinkleyDetector",
+    "ThresholdDetector",
+]
+
+Action = Literal["record", "checkpoint", "abort"]
+
+# The square of a larger deviation would overflow, and an infinite variance never comes down again.
+_DEVIATION_MAX = 1e148
+
+
+@dataclass(frozen=True, slots=True)
+class Alarm:
+    """What one rule noticed at one step."""
+
+    rule: str
+    severity: Severity
+    metric: str
+    value: float
+    threshold: float | None
+    message: str
+    action: Action
+    step: int
+
+
+class Detector:
+    """Base: the numbers named in `SAVED` are all that has to survive."""
+
+    __slots__ = ("action", "metric", "name", "severity")
+    SAVED: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, name: str, severity: Severity, action: Action, metric: str) -> None:
+        self.name, self.severity, self.action, self.metric = name, severity, action, metric
+
+    def observe(self, step: int, value: float) -> Alarm | None:
+        """Take one finite value; the alarm that it raises, if any."""
+        raise NotImplementedError
+
+    def state(self) -> dict[str, float | int | bool]:
+        """The numbers that have to survive, ready for JSON."""
+        return {name: getattr(self, name) for name in self.SAVED}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state` gave.
+
+        Raises:
+            InvalidInput: a number is missing or is none.
+        """
+        taken: dict[str, float | int | bool] = {}
+        for name in self.SAVED:
+            value, kind = state.get(name), type(getattr(self, name))
+            if not isinstance(value, (int, float)) or not math.isfinite(value):
+                where = f"rules state of {self.name!r} for {self.metric!r}: {name}"
+                raise InvalidInput(where, value, "a finite number, as state() wrote it")
+            taken[name] = kind(value)
+        for name, number in taken.items():
+            setattr(self, name, number)
+
+    def _alarm(self, step: int, value: float, limit: float | None, message: str) -> Alarm:
+        return Alarm(
+            self.name, self.severity, self.metric, value, limit, message, self.action, step
+        )
+
+
+class FiniteDetector(Detector):
+    """NaN or ±inf `for_steps` times in a row; well again after `clear_steps` finite values."""
+
+    __slots__ = ("bad", "clear_steps", "for_steps", "good", "open")
+    SAVED = ("bad", "good", "open")
+
+    def __init__(
+        self, name: str, severity: Severity, action: Action, metric: str, **limits: int
+    ) -> None:
+        super().__init__(name, severity, action, metric)
+        self.for_steps, self.clear_steps = limits["for_steps"], limits["clear_steps"]
+        self.bad, self.good, self.open = 0, 0, False
+
+    @property
+    def busy(self) -> bool:
+        """Whether the next value matters even when it is finite."""
+        return self.open or self.bad > 0
+
+    def fires(self, value: float) -> bool:
+        """Take one value, finite or not; whether an episode begins with it."""
+        if math.isfinite(value):
+            self.bad = 0
+            if self.open:
+                self.good += 1
+                self.open = self.good < self.clear_steps
+            return False
+        self.bad, self.good = self.bad + 1, 0
+        if self.open or self.bad < self.for_steps:
+            return False
+        self.open = True
+        return True
+
+
+class ThresholdDetector(Detector):
+    """value > `on` for `for_steps` values in a row, until value ≤ `off`; both times `sign`."""
+
+    __slots__ = ("armed", "for_steps", "healthy", "limit", "off", "on", "open", "over", "sign")
+    SAVED = ("armed", "open", "over")
+
+    def __init__(
+        self, name: str, severity: Severity, action: Action, metric: str, **numbers: Any
+    ) -> None:
+        super().__init__(name, severity, action, metric)
+        self.sign: float = numbers["sign"]
+        self.on: float = numbers["on"]
+        self.off: float = numbers["off"]
+        self.limit: float = numbers["limit"]
+        self.for_steps: int = numbers["for_steps"]
+        self.healthy: float | None = numbers["healthy"]
+        self.armed = self.healthy is None
+        self.open, self.over = False, 0
+
+    def observe(self, step: int, value: float) -> Alarm | None:
+        signed = self.sign * value
+        if self.open:
+            if signed <= self.off:
+                self.open, self.over = False, 0
+            return None
+        if signed > self.on:
+            if not self.armed:
+                return None
+            self.over += 1
+            if self.over < self.for_steps:
+                return None
+            self.open = True
+            return self._alarm(step, value, self.limit, self._message(value))
+        if self.over:
+            self.over = 0
+        if not self.armed and self.healthy is not None and signed <= self.healthy:
+            self.armed = True
+        return None
+
+    def _message(self, value: float) -> str:
+        side = "above" if self.sign > 0 else "below"
+        if value == self.limit:
+            side = "at"
+        held = f" for {self.for_steps} steps" if self.for_steps > 1 else ""
+        return f"{self.metric} = {value:.6g} is {side} {self.limit:.6g}{held}"
+
+
+class _Numbered(Detector):
+    """A detector whose limits come from its rule by name, and stay."""
+
+    __slots__ = ()
+
+    def __init__(
+        self, name: str, severity: Severity, action: Action, metric: str, **limits: float
+    ) -> None:
+        super().__init__(name, severity, action, metric)
+        for key, limit in limits.items():
+            setattr(self, key, limit)
+
+
+class EwmaDetector(_Numbered):
+    """z = (x − μ)/s against the running mean and deviation, both from before x.
+
+    μ ← μ + a·d, s² ← (1−a)(s² + a·d²) with d = x − μ, clipped at `clip`·s while alarming: so a
+    spike does not hide the next one, and a lasting shift is taken in at last. The first `warm_up`
+    values only teach (weight 1/n), and s never counts as less than `floor` nor as
+    `floor_relative`·|μ|: a metric without noise has no scale of its own.
+    """
+
+    __slots__ = (
+        "a", "clear_steps", "clip", "count", "direction", "fire", "floor", "floor_relative",
+        "good", "level", "mean", "run", "variance", "warm_up", "warn", "warn_run", "warn_squared",
+    )  # fmt: skip
+    SAVED = ("count", "good", "level", "mean", "run", "variance")
+    a: float
+    fire: float
+    warn: float
+    warn_run: int
+    clip: float
+    direction: int
+    warm_up: int
+    clear_steps: int
+    floor: float
+    floor_relative: float
+
+    def __init__(
+        self, name: str, severity: Severity, action: Action, metric: str, **limits: float
+    ) -> None:
+        super().__init__(name, severity, action, metric, **limits)
+        self.warn_squared = self.warn * self.warn
+        self.count, self.mean, self.variance = 0, 0.0, 0.0
+        self.run, self.good, self.level = 0, 0, 0
+
+    def observe(self, step: int, value: float) -> Alarm | None:
+        """Take one finite value; the alarm that it raises, if any."""
+        deviation = value - self.mean
+        weight = self.a
+        if self.count < self.warm_up:
+            self.count += 1
+            weight = max(weight, 1.0 / self.count)
+            deviation = max(-_DEVIATION_MAX, min(_DEVIATION_MAX, deviation))
+        # The floors only make s larger: inside warn·s without them is quiet with them too.
+        elif self.level or self.run or deviation * deviation > self.warn_squared * self.variance:
+            return self._suspect(step, value, deviation)
+        self.mean += weight * deviation
+        self.variance = (1.0 - weight) * (self.variance + weight * deviation * deviation)
+        return None
+
+    def _suspect(self, step: int, value: float, deviation: float) -> Alarm | None:
+        mean = self.mean
+        scale = max(math.sqrt(self.variance), self.floor_relative * abs(mean), self.floor)
+        z = deviation / scale
+        z = abs(z) if self.direction == 0 else z * self.direction
+        self.run = self.run + 1 if z > self.warn else 0
+        level = 2 if z > self.fire else 1 if self.run >= self.warn_run else 0
+        bound = self.clip * scale if level else _DEVIATION_MAX
+        taken = max(-bound, min(bound, deviation))
+        self.mean = mean + self.a * taken
+        self.variance = (1.0 - self.a) * (self.variance + self.a * taken * taken)
+        if self.run:
+            self.good = 0
+        elif self.level:
+            self.good += 1
+            if self.good >= self.clear_steps:
+                self.level, self.good = 0, 0
+        if level <= self.level:
+            return None
+        self.level, self.good = level, 0
+        return self._raise(step, value, mean, scale)
+
+    def _raise(self, step: int, value: float, mean: float, scale: float) -> Alarm:
+        critical = self.level == 2
+        above = value > mean
+        message = (
+            f"{self.metric} = {value:.6g} is {abs(value - mean) / scale:.1f} deviations "
+            f"{'above' if above else 'below'} its running mean {mean:.6g}"
+        ) + ("" if critical else f", {self.run} times in a row")
+        severity: Severity = self.severity if critical else "warning"
+        action: Action = self.action if critical else "record"
+        times = self.fire if critical else self.warn
+        limit = mean + (times if above else -times) * scale
+        return Alarm(self.name, severity, self.metric, value, limit, message, action, step)
+
+
+class PageHinkleyDetector(_Numbered):
+    """A slow rise (or fall): S ← max(0, S + z − δ) against a mean over `window` values, S > λ.
+
+    s² is the larger of half the running mean of squared successive differences, which a trend does
+    not inflate, and the slow variance about μ, which noise with a memory needs. Four values are
+    taken together: what a slow change costs in delay (three steps) is nothing, and three steps in
+    four cost next to nothing. Their mean z is clipped at ±2.5, so that no single value adds more
+    than 10 to S.
+    """
+
+    __slots__ = (
+        "count", "delta", "direction", "floor", "floor_relative", "gathered", "jitter", "lam",
+        "last", "mean", "open", "scale", "total", "variance", "warm_up", "weight",
+    )  # fmt: skip
+    SAVED = (
+        "count", "gathered", "jitter", "last", "mean", "open", "scale", "total", "variance",
+    )  # fmt: skip
+    delta: float
+    lam: float
+    weight: float
+    direction: int
+    warm_up: int
+    floor: float
+    floor_relative: float
+
+    def __init__(
+        self, name: str, severity: Severity, action: Action, metric: str, **limits: float
+    ) -> None:
+        super().__init__(name, severity, action, metric, **limits)
+        self.count, self.mean, self.variance, self.jitter = 0, 0.0, 0.0, 0.0
+        self.gathered, self.last, self.total, self.open = 0.0, 0.0, 0.0, False
+        self.scale = _DEVIATION_MAX
+
+    def observe(self, step: int, value: float) -> Alarm | None:
+        """Take one finite value; the alarm that it raises, if any."""
+        self.count = count = self.count + 1
+        if count & 3:
+            self.gathered += 0.25 * value
+            self.last = value
+            return None
+        return self._take_four(step, value)
+
+    def _take_four(self, step: int, value: float) -> Alarm | None:
+        scale, warming = self.scale, self.count <= self.warm_up
+        least = 4.0 / self.count if warming else 0.0
+        slow, quick = max(4.0 * self.weight, least), max(0.12, least)
+        four = self.gathered + 0.25 * value
+        if self.count == 4:
+            self.mean = four
+        deviation = _clipped(four - self.mean, 2.5 * scale)
+        single = _clipped(value - self.mean, 10.0 * scale)
+        change = _clipped(value - self.last, 10.0 * scale)
+        self.gathered = 0.0
+        self.mean += slow * deviation
+        self.variance += slow * (single * single - self.variance)
+        self.jitter += quick * (0.5 * change * change - self.jitter)
+        if warming:
+            if self.count + 4 > self.warm_up:
+                self._rescale()
+            return None
+        total = self.total + 4.0 * (self.direction * deviation / scale - self.delta)
+        self._rescale()
+        if total > self.lam:
+            return self._exceeded(step, value)
+        if total > 0.0:
+            self.total = total
+        else:
+            self.total, self.open = 0.0, False
+        return None
+
+    def _rescale(self) -> None:
+        noise = math.sqrt(max(self.jitter, self.variance))
+        self.scale = max(noise, self.floor_relative * abs(self.mean), self.floor)
+
+    def _exceeded(self, step: int, value: float) -> Alarm | None:
+        # Held at the limit, so that the episode can end once the metric is well.
+        self.total = self.lam
+        if self.open:
+            return None
+        self.open = True
+        way = "risen" if self.direction > 0 else "fallen"
+        message = f"{self.metric} = {value:.6g} has {way} steadily from about {self.mean:.6g}"
+        return self._alarm(step, value, self.mean, message)
+
+
+def _clipped(deviation: float, bound: float) -> float:
+    return deviation if -bound < deviation < bound else math.copysign(bound, deviation)
