@@ -184,14 +184,21 @@ def choose_identity(binaries: Path) -> Identity:
 def _server_processes(data: Path) -> Iterator[int]:
     """Processes of any PostgreSQL that works in this cluster, whoever started them."""
     here = data.stat()
+    pidfile = data / "postmaster.pid"
+    recorded = pidfile.read_text().split("\n", 1)[0] if pidfile.exists() else ""
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
         # It may end, or belong to someone else, while we look.
         with contextlib.suppress(OSError):
-            there = (entry / "cwd").stat()
-            program = (entry / "exe").readlink().name.removesuffix(" (deleted)")
-            if (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino) and program == "postgres":
+            if (entry / "comm").read_text() != "postgres\n":
+                continue
+            try:
+                there = (entry / "cwd").stat()
+                ours = (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino)
+            except PermissionError:  # a container's root may not look at another uid's process
+                ours = entry.name == recorded
+            if ours:
                 yield int(entry.name)
 
 
