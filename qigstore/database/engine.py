@@ -191,7 +191,7 @@ class Database:
 
     def _unavailable(self, error: BaseException) -> NoReturn:
         driver = getattr(error, "orig", None) or error
-        reason = " ".join(str(driver).split()) or type(driver).__name__
+        reason = " ".join(str(driver).split()).rstrip(".") or type(driver).__name__
         for secret in self._secrets:
             reason = reason.replace(secret, "***")
         raise StoreUnavailable(self.address, reason) from error
