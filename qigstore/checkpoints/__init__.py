@@ -1,1 +1,17 @@
-"""Checkpoints."""
+"""Checkpoints: a folder each, complete or absent, verified when loaded, ranked by finite Φ."""
+
+from __future__ import annotations
+
+from qigstore.checkpoints.manager import CheckpointManager
+from qigstore.checkpoints.ranking import best_first, newest_first
+from qigstore.checkpoints.retention import Retention
+from qigstore.checkpoints.store import CheckpointStore, SaveInfo
+
+__all__ = [
+    "CheckpointManager",
+    "CheckpointStore",
+    "Retention",
+    "SaveInfo",
+    "best_first",
+    "newest_first",
+]

@@ -8,9 +8,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from qigstore.records import Checkpoint
+from qigstore.records import Candidate, Checkpoint
 
-__all__ = ["best_first", "finite", "newest_first"]
+__all__ = ["best_first", "finite", "judge", "newest_first"]
 
 
 def finite(value: float | None) -> float | None:
@@ -33,3 +33,21 @@ def best_first(checkpoints: Iterable[Checkpoint]) -> list[Checkpoint]:
 def newest_first(checkpoints: Iterable[Checkpoint]) -> list[Checkpoint]:
     """The latest attempt's latest step first; clocks have no part in it."""
     return sorted(checkpoints, key=lambda item: (-item.attempt, -item.step, item.id))
+
+
+def judge(checkpoint: Checkpoint, *, phi_floor: float | None = None) -> Candidate:
+    """Whether a checkpoint is fit to recover from, as far as its own manifest tells.
+
+    What happened after it (critical events) only the database knows; this is the judgement
+    without one.
+    """
+    phi = finite(checkpoint.phi)
+    if not checkpoint.weights_finite:
+        return Candidate(checkpoint, healthy=False, reason="NaN or ±inf among its arrays")
+    if checkpoint.kind == "emergency":
+        return Candidate(checkpoint, healthy=False, reason="saved in an emergency")
+    if phi is None:
+        return Candidate(checkpoint, healthy=False, reason="no finite Φ was recorded with it")
+    if phi_floor is not None and phi < phi_floor:
+        return Candidate(checkpoint, healthy=False, reason=f"Φ {phi:g} is below {phi_floor:g}")
+    return Candidate(checkpoint, healthy=True, reason=f"finite weights, Φ {phi:g}")

@@ -101,7 +101,7 @@ class Survey:
     """What a session's folder holds: whole checkpoints, and folders that are none, with why."""
 
     checkpoints: tuple[Checkpoint, ...]
-    damaged: tuple[tuple[Path, str], ...]
+    damaged: tuple[tuple[Path, Exception], ...]
 
 
 class CheckpointStore:
@@ -263,6 +263,19 @@ class CheckpointStore:
         with self._folders.open(path) as found:
             return found.manifest
 
+    def ids(self, session: str) -> set[UUID]:
+        """The ids that a session's folder holds, whole or not, by their names alone."""
+        found = set()
+        for name in self._names(self.folder_of(session)):
+            with suppress(InvalidInput):  # ours are named by an id, everything else is none of ours
+                found.add(parse_id(name))
+        return found
+
+    def record(self, path: Path | str, *, session_id: int = 0) -> Checkpoint:
+        """A checkpoint's record, made from its folder alone."""
+        with self._folders.open(path) as found:
+            return _record(found.manifest, found.path, session_id, found.manifest_bytes)
+
     def scan(self, session: str, *, session_id: int = 0) -> list[Checkpoint]:
         """The committed checkpoints of a session, by attempt, step and id."""
         return list(self.survey(session, session_id=session_id).checkpoints)
@@ -274,21 +287,13 @@ class CheckpointStore:
         """
         whole, damaged = [], []
         folder = self.folder_of(session)
-        for name in self._names(folder):
+        for key in self.ids(session):
             try:
-                if str(UUID(name)) != name:
-                    continue
-            except ValueError:
-                continue
-            try:
-                with self._folders.open(folder / name) as found:
-                    whole.append(
-                        _record(found.manifest, found.path, session_id, found.manifest_bytes)
-                    )
+                whole.append(self.record(folder / str(key), session_id=session_id))
             except NotFound:
                 continue  # deleted meanwhile
             except (CheckpointError, OSError) as error:
-                damaged.append((folder / name, str(error)))
+                damaged.append((folder / str(key), error))
         whole.sort(key=lambda item: (item.attempt, item.step, item.id))
         return Survey(tuple(whole), tuple(damaged))
 

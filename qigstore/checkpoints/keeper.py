@@ -1,0 +1,448 @@
+"""The checkpoints of one session as training sees them: save behind its back, load the best.
+
+`save` copies the state and returns; a background thread writes it. At most one save is in flight:
+the next one waits for it, up to a limit, so that there is one copy in memory. That thread is no
+daemon: an interpreter that ends waits for it. A second thread inserts rows and removes what no
+role keeps, so that a database that is slow or gone holds up neither training nor a save.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import replace
+from mmap import mmap
+from typing import TYPE_CHECKING, Any, Protocol
+from uuid import UUID
+
+from qigstore.checkpoints.ranking import judge
+from qigstore.checkpoints.retention import Retention, roles
+from qigstore.checkpoints.store import CheckpointStore, SaveInfo
+from qigstore.errors import (
+    CheckpointError,
+    NotFound,
+    StoreError,
+)
+from qigstore.records import Candidate, Checkpoint, CheckpointKind, CheckpointStatus
+
+if TYPE_CHECKING:
+    from qigstore.checkpoints.payload import Staged
+
+__all__ = ["CheckpointKeeper", "CheckpointRows"]
+
+_LATER_MAX = 10_000
+_ERRORS_MAX = 100
+_ROW_WAIT_S = 10.0
+"""How long `wait` waits for the database; a row that is later still comes by itself."""
+
+
+class CheckpointRows(Protocol):
+    """What the manager asks of the database; a repository, or nothing where there is none."""
+
+    def add(self, checkpoint: Checkpoint, /) -> bool:
+        """Insert a row; False where it was there already."""
+
+    def set_status(
+        self, checkpoint_id: UUID, status: CheckpointStatus, /, reason: str | None = None
+    ) -> None:
+        """Say that a checkpoint was deleted or quarantined."""
+
+    def candidates(
+        self, session_id: int, /, *, settle_steps: int, phi_floor: float | None = None
+    ) -> list[Candidate]:
+        """Every committed checkpoint, with whether it is fit to recover from, and why."""
+
+
+class CheckpointKeeper:
+    """Save, find, load and remove the checkpoints of one session.
+
+    Args:
+        store: the folders.
+        checkpoints: the repository's rows; None: work on the folders alone.
+        session_id, session_name, attempt: whose checkpoints they are.
+        retention: what to keep (newest 3 and best 3 unless told otherwise).
+        keep_top_k: short for a retention that keeps that many best ones.
+        phi_floor: least Φ of a healthy checkpoint; None: any finite Φ.
+        save_wait_s: how long a save waits for the one before it.
+        on_error: told of a save that failed, at once, from the background thread. Without it the
+            next `save` raises the error (after its own copy is under way).
+    """
+
+    def __init__(
+        self,
+        store: CheckpointStore,
+        checkpoints: CheckpointRows | None,
+        *,
+        session_id: int,
+        session_name: str,
+        attempt: int,
+        retention: Retention | None = None,
+        keep_top_k: int | None = None,
+        phi_floor: float | None = None,
+        save_wait_s: float = 300.0,
+        on_error: Callable[[UUID, int, Exception], None] | None = None,
+    ) -> None:
+        retention = retention or Retention()
+        if keep_top_k is not None:
+            retention = replace(retention, keep_best=keep_top_k)
+        self.store, self.retention, self.phi_floor = store, retention, phi_floor
+        self.session_id, self.session_name, self.attempt = session_id, session_name, attempt
+        self._rows, self._save_wait_s, self._on_error = checkpoints, save_wait_s, on_error
+        self._pid = os.getpid()
+        self._saving = threading.Lock()  # one caller stages at a time
+        self._state = threading.Lock()  # guards what follows
+        self._thread: threading.Thread | None = None
+        self._thread_step = 0
+        self._tidier: threading.Thread | None = None
+        self._tidy_wanted = False
+        self._buffer: mmap | None = None
+        self._closed = False
+        self._index: dict[UUID, Checkpoint] = {}
+        self._protected: set[UUID] = set()
+        self._last: UUID | None = None
+        self.last_step = -1
+        self._errors: list[tuple[str, Exception]] = []
+        self._later: deque[Callable[[CheckpointRows], object]] = deque(maxlen=_LATER_MAX)
+        self._shipping = threading.Lock()
+        self._counts = {"saved": 0, "failed": 0, "pruned": 0}
+        self._last_error: str | None = None
+
+    # ------------------------------------------------------------ saving
+
+    def save(
+        self,
+        state: Any,
+        *,
+        step: int,
+        phi: float | None = None,
+        kappa_eff: float | None = None,
+        regime: str | None = None,
+        kind: CheckpointKind = "regular",
+        metadata: Mapping[str, Any] | None = None,
+        wait: bool = False,
+    ) -> UUID:
+        """Copy the state and save it behind the caller's back; a low Φ is no reason not to.
+
+        Returns:
+            The checkpoint's id; it is committed when `wait` says so (with `wait=True`: now).
+
+        Raises:
+            CheckpointError: this state cannot be saved; or, where nobody else was told (see
+                `on_error`), an earlier save failed: this one is then under way all the same.
+        """
+        self._check_usable()
+        deadline = time.monotonic() + self._save_wait_s
+        if not self._saving.acquire(timeout=self._save_wait_s):
+            raise self._still_saving(step)
+        try:
+            self._join(deadline, step)
+            info = SaveInfo(
+                session_name=self.session_name,
+                session_id=self.session_id,
+                attempt=self.attempt,
+                step=step,
+                kind=kind,
+                phi=phi,
+                kappa_eff=kappa_eff,
+                regime=regime,
+                parent=self._last,
+                metadata=metadata or {},
+            )
+            staged = self.store.stage(state, reuse=self._buffer)
+            self._buffer, self.last_step = staged.buffer, info.step
+            thread = threading.Thread(
+                target=self._work, args=(staged, info), name="qigstore-checkpoint", daemon=False
+            )
+            self._thread, self._thread_step = thread, info.step
+            thread.start()
+        finally:
+            self._saving.release()
+        if wait:
+            self.wait()
+        elif self._on_error is None:
+            self._raise_errors()
+        return info.id
+
+    def wait(self, timeout_s: float | None = None) -> None:
+        """Wait until the save in flight is committed, and a little for its row.
+
+        Raises:
+            CheckpointError: it took longer, or a save since the last report failed.
+        """
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        thread = self._thread
+        if thread is not None:
+            thread.join(timeout_s)
+            if thread.is_alive():
+                raise CheckpointError(
+                    f"the checkpoint of step {self._thread_step} is still being written after "
+                    f"{timeout_s:g} s"
+                )
+        tidier = self._tidier
+        if tidier is not None:
+            left = _ROW_WAIT_S if deadline is None else deadline - time.monotonic()
+            tidier.join(min(max(left, 0.0), _ROW_WAIT_S))
+        self._raise_errors()
+
+    def close(self, timeout_s: float | None = 300.0) -> None:
+        """Wait for the save in flight and give the buffer back; safe to repeat.
+
+        Raises:
+            CheckpointError: as for `wait`.
+        """
+        self._closed = True
+        try:
+            self.wait(timeout_s)
+        finally:
+            if self._thread is None or not self._thread.is_alive():
+                self._buffer = None
+
+    def _check_usable(self) -> None:
+        if self._closed:
+            raise CheckpointError("this checkpoint manager is closed")
+        if os.getpid() != self._pid:
+            raise CheckpointError(
+                "this checkpoint manager belongs to another process; a forked child does not save"
+            )
+
+    def _join(self, deadline: float, step: int) -> None:
+        if self._thread is not None:
+            self._thread.join(max(0.0, deadline - time.monotonic()))
+            if self._thread.is_alive():
+                raise self._still_saving(step)
+            self._thread = None
+
+    def _still_saving(self, step: int) -> CheckpointError:
+        return CheckpointError(
+            f"the checkpoint of step {self._thread_step} is still being written after "
+            f"{self._save_wait_s:g} s, so step {step} was not saved. Save less often, or look at "
+            f"the disk below {self.store.root}."
+        )
+
+    def _work(self, staged: Staged, info: SaveInfo) -> None:
+        """The background thread of one save."""
+        try:
+            checkpoint = self._commit(staged, info)
+        except Exception as error:
+            with self._state:
+                self._counts["failed"] += 1
+            self._noted(f"saving the checkpoint of step {info.step}: {error}", error)
+            if self._on_error is not None:
+                self._report(info, error)
+            return
+        with self._state:
+            self._counts["saved"] += 1
+            self._last = checkpoint.id
+            self._index[checkpoint.id] = checkpoint
+        self._tidy(lambda rows: rows.add(checkpoint))
+
+    def _tidy(self, say: Callable[[CheckpointRows], object]) -> None:
+        """Row and retention in a thread of their own: a save never waits for the database.
+
+        It is a daemon: a process whose database hangs can end, and `reconcile` finds the rest.
+        """
+        with self._state:
+            if self._rows is not None:
+                self._later.append(say)
+            self._tidy_wanted = True
+            if self._tidier is None or not self._tidier.is_alive():
+                self._tidier = threading.Thread(
+                    target=self._tidy_up, name="qigstore-rows", daemon=True
+                )
+                self._tidier.start()
+
+    def _tidy_up(self) -> None:
+        while True:
+            with self._state:
+                if not self._tidy_wanted:
+                    self._tidier = None
+                    return
+                self._tidy_wanted = False
+            try:
+                with self._shipping:
+                    self._ship()
+                self.prune()
+            except Exception as error:
+                self._noted(f"tidying up after a save: {error}", error)
+
+    def _commit(self, staged: Staged, info: SaveInfo) -> Checkpoint:
+        try:
+            return self.store.commit(staged, info)
+        except CheckpointError as error:
+            cause = error.__cause__
+            full = isinstance(cause, OSError) and cause.errno in {errno.ENOSPC, errno.EDQUOT}
+            if not full or not (self.store.clean(self.session_name) or self.prune()):
+                raise
+        return self.store.commit(staged, info)
+
+    def _noted(self, text: str, error: Exception) -> None:
+        with self._state:
+            self._last_error = text
+            self._errors.append((text, error))
+            del self._errors[:-_ERRORS_MAX]
+
+    def _report(self, info: SaveInfo, error: Exception) -> None:
+        assert self._on_error is not None
+        try:
+            self._on_error(info.id, info.step, error)
+        except Exception as second:
+            self._noted(f"on_error failed: {second!r}", second)
+
+    def _raise_errors(self) -> None:
+        with self._state:
+            errors, self._errors = self._errors, []
+        if errors:
+            raise CheckpointError("; ".join(text for text, _ in errors)) from errors[0][1]
+
+    # ------------------------------------------------------------ rows
+
+    def _tell(self, say: Callable[[CheckpointRows], object]) -> None:
+        """Tell the database, after whatever it was not told yet; kept for later while away."""
+        if self._rows is None:
+            return
+        with self._shipping:
+            self._later.append(say)
+            self._ship()
+
+    def _ship(self) -> bool:
+        while self._later and self._rows is not None:
+            try:
+                self._later[0](self._rows)
+            except StoreError as error:
+                with self._state:
+                    self._last_error = f"the database was not told: {error}"
+                return False
+            except Exception:
+                self._later.popleft()  # what it cannot take now it will not take later
+                raise
+            self._later.popleft()
+        return True
+
+    def reconcile(self) -> list[Checkpoint]:
+        """Give every committed folder of the session its row, and remove what dead saves left.
+
+        Returns:
+            The checkpoints that had no row.
+
+        Raises:
+            StoreError: the database is away.
+        """
+        self.store.clean(self.session_name)
+        found = list(self.known().values())
+        rows = self._rows
+        if rows is None:
+            return []
+        with self._shipping:
+            self._ship()
+        return [item for item in found if rows.add(item)]
+
+    def candidates(self) -> list[Candidate]:
+        """Every checkpoint of the session and whether it is fit to recover from.
+
+        Raises:
+            StoreError: the database is away.
+        """
+        if self._rows is None:
+            return [judge(item, phi_floor=self.phi_floor) for item in self.known().values()]
+        return self._rows.candidates(
+            self.session_id,
+            settle_steps=self.retention.settle_steps,
+            phi_floor=self.phi_floor,
+        )
+
+    def known(self) -> dict[UUID, Checkpoint]:
+        """The committed folders: listed each time, read once (a committed one never changes)."""
+        ids = self.store.ids(self.session_name)
+        with self._state:
+            found = {key: item for key, item in self._index.items() if key in ids}
+        for key in sorted(ids - set(found)):
+            path = self.store.locate(self.session_name, key)
+            # A damaged one is no checkpoint; `store.survey` names it, with what is wrong.
+            with suppress(CheckpointError, NotFound, OSError):
+                found[key] = self.store.record(path, session_id=self.session_id)
+        with self._state:
+            self._index = found
+        return dict(found)
+
+    # ------------------------------------------------------------ putting away
+
+    def protect(self, checkpoint_id: UUID) -> None:
+        """Keep this one whatever retention says; a resumed run protects where it came from."""
+        with self._state:
+            self._protected.add(checkpoint_id)
+            if self._last is None:
+                self._last = checkpoint_id
+
+    def prune(self) -> list[UUID]:
+        """Remove what has no role (see `retention`); nothing while the database is away.
+
+        Raises:
+            CheckpointError, OSError: one could not be removed.
+        """
+        known = self.known()
+        if len(known) <= self.retention.keep_newest:
+            return []
+        try:
+            healthy = {item.checkpoint.id for item in self.candidates() if item.healthy}
+        except StoreError:
+            return []  # who is healthy is not known now: everything stays
+        with self._state:
+            protected = set(self._protected)
+        found = roles(known.values(), self.retention, healthy=healthy, protected=protected)
+        gone = [key for key, names in found.items() if not names]
+        for key in gone:
+            self.remove(key, "retention: no role")
+        return gone
+
+    def remove(self, checkpoint_id: UUID, reason: str) -> bool:
+        """Remove one, folder first, then row; False where it is not there (any more).
+
+        Raises:
+            CheckpointError: it cannot be proved to be ours.
+        """
+        try:
+            self.store.delete(self.store.locate(self.session_name, checkpoint_id))
+        except NotFound:
+            return False  # another manager of the session was faster
+        finally:
+            with self._state:
+                self._index.pop(checkpoint_id, None)
+        with self._state:
+            self._counts["pruned"] += 1
+        self._tell(lambda rows: rows.set_status(checkpoint_id, "deleted", reason=reason))
+        return True
+
+    def quarantine(self, checkpoint_id: UUID, reason: str) -> None:
+        """Put a checkpoint aside, folder and row; it is never loaded again, nor deleted."""
+        try:
+            self.store.quarantine(self.store.locate(self.session_name, checkpoint_id), reason)
+        finally:
+            with self._state:
+                self._index.pop(checkpoint_id, None)
+        self._tell(lambda rows: rows.set_status(checkpoint_id, "quarantined", reason=reason))
+
+    # ------------------------------------------------------------ loading
+
+    def load(self, checkpoint_id: UUID | str, *, verify: bool = True) -> Any:
+        """The state of a checkpoint of this session, every digest verified.
+
+        Raises:
+            NotFound, CheckpointCorrupt, CheckpointFormatError: see `CheckpointStore.load`.
+        """
+        path = self.store.locate(self.session_name, checkpoint_id)
+        return self.store.load(path, verify=verify)
+
+    def progress(self) -> dict[str, Any]:
+        """Saved, failed and removed so far, what is under way, and what went wrong last."""
+        with self._state:
+            return {
+                **self._counts,
+                "in_flight": self._thread is not None and self._thread.is_alive(),
+                "rows_pending": len(self._later),
+                "last_error": self._last_error,
+            }
