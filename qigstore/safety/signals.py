@@ -1,0 +1,361 @@
+"""SIGTERM and SIGINT: noticed at once, acted on at a safe point, passed on with their true status.
+
+An ordinary handler runs only between two bytecodes of the main thread, which may sit in native code
+for minutes. So there are two: the handler, which only stores, and a thread that the interpreter's
+own C handler wakes through `signal.set_wakeup_fd`. That thread runs as soon as it gets the GIL:
+at once in native code that released it, never before native code that holds it returns.
+
+First signal: `on_signal`, then the run saves at a safe point and `re_raise` hands the signal to
+whoever had it before. Second signal, or the deadline: `os._exit(128 + n)`.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from types import FrameType
+from typing import Any
+
+__all__ = ["Deadline", "SignalWatch"]
+
+_log = logging.getLogger(__name__)
+
+_POKE, _STOP = 0, 255  # bytes that no signal number uses
+_POKE_BYTE = bytes([_POKE])
+
+Disposition = Callable[[int, FrameType | None], Any] | int | signal.Handlers | None
+
+
+class Deadline:
+    """A clock that ends the process when its time is up: all stacks to stderr, then `os._exit`.
+
+    It needs the GIL: native code that holds it for ever is left to the outside (SIGKILL).
+    """
+
+    def __init__(self) -> None:
+        self._cancelled = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self, seconds: float, status: int, reason: str) -> None:
+        """Start the clock; a clock that runs already keeps its time."""
+        if self._thread is not None:
+            return
+        self._thread = threading.Thread(
+            target=self._wait, args=(seconds, status, reason), name="qigstore-deadline", daemon=True
+        )
+        _start(self._thread, "there is no deadline")
+
+    def cancel(self) -> None:
+        """Stop the clock for good."""
+        self._cancelled.set()
+
+    def _wait(self, seconds: float, status: int, reason: str) -> None:
+        if self._cancelled.wait(seconds):
+            return
+        try:
+            # File descriptor 2, not sys.stderr: the lock of a stream may be what hangs.
+            os.write(2, f"qigstore: {reason}: not done after {seconds:g} s, leaving\n".encode())
+            faulthandler.dump_traceback(file=2, all_threads=True)
+        finally:
+            os._exit(status)
+
+
+class _Wakeup:
+    """The wakeup descriptor of whoever came before; its number may be reused once it is closed."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd, self._identity = fd, _identity(fd)
+
+    def is_open(self) -> bool:
+        return self._identity is not None and _identity(self.fd) == self._identity
+
+    def forward(self, byte: int) -> None:
+        if not self.is_open():
+            return
+        try:
+            os.write(self.fd, bytes([byte]))
+        except OSError as error:
+            # Full: its owner has been woken already. Gone: there is nobody to wake.
+            _log.debug("the earlier wakeup descriptor took nothing: %s", error)
+
+
+class SignalWatch:
+    """Notice the first signal, leave on the second.
+
+    Args:
+        on_signal: called once, with the number, in a thread of its own; it may block and write.
+        signals: the signals watched; one that is ignored (SIG_IGN) stays ignored.
+        deadline_s: seconds from the first signal to `os._exit(128 + n)`; None: no deadline.
+
+    Attributes:
+        signum: the first signal, or None; cheap to poll.
+        received_ns: `time.monotonic_ns()` in its handler.
+        noticed_ns: `time.monotonic_ns()` in the watching thread.
+        count: signals that the handler has seen.
+    """
+
+    def __init__(
+        self,
+        on_signal: Callable[[int], object],
+        *,
+        signals: Sequence[int] = (signal.SIGTERM, signal.SIGINT),
+        deadline_s: float | None = 20.0,
+    ) -> None:
+        self.signum: int | None = None
+        self.received_ns: int | None = None
+        self.noticed_ns: int | None = None
+        self.count = 0
+        self.installed = False
+        self._on_signal, self._signals, self._deadline_s = on_signal, tuple(signals), deadline_s
+        self._deadline = Deadline()
+        self._handler = self._handle  # one object, so that `is` finds it again
+        self._previous: dict[int, Disposition] = {}
+        self._seen = 0  # signals that the watching thread has seen
+        self._read_fd = self._write_fd = -1
+        self._earlier = _Wakeup(-1)
+        self._thread: threading.Thread | None = None
+
+    def install(self) -> bool:
+        """Begin to watch; False, with one warning, where Python allows no handler.
+
+        Off the main thread only `signum` remains, set by whoever calls `notice`.
+        """
+        if self.installed:
+            return True
+        if threading.current_thread() is not threading.main_thread():
+            warnings.warn(
+                "signals can only be watched from the main thread: this run will not stop by "
+                "itself on SIGTERM or SIGINT. Open it in the main thread, or call its "
+                "request_stop() from your own handler.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+            return False
+        self._read_fd, self._write_fd = os.pipe()
+        os.set_blocking(self._write_fd, False)
+        self._earlier = _Wakeup(signal.set_wakeup_fd(self._write_fd, warn_on_full_buffer=False))
+        self._thread = threading.Thread(target=self._watch, name="qigstore-signals", daemon=True)
+        self._thread.start()
+        self.installed = True
+        _installed.add(self)
+        for signum in self._signals:
+            earlier = signal.getsignal(signum)
+            if earlier is None:
+                _log.warning("signal %d has a handler that is not Python's: left alone", signum)
+            elif earlier is not signal.SIG_IGN:
+                self._previous[signum] = earlier
+                signal.signal(signum, self._handler)
+        return True
+
+    def notice(self, signum: int) -> None:
+        """Take note as the handler does: for code that receives the signal in another way."""
+        if self.signum is None:
+            self.received_ns = time.monotonic_ns()
+            self.signum = signum
+
+    def restore(self) -> None:
+        """Hand every signal back to whoever had it; a handler set over ours later stays.
+
+        A deadline that runs goes on: it ends with the process, or in `re_raise`.
+        """
+        if not self.installed:
+            return
+        self.installed = False
+        _installed.discard(self)
+        if threading.current_thread() is not threading.main_thread():
+            _log.warning("closed off the main thread: signals are passed on from now on")
+            return
+        for signum, earlier in self._previous.items():
+            if signal.getsignal(signum) is self._handler:
+                signal.signal(signum, _in_force(earlier, signum))
+        self._give_back_wakeup()
+        assert self._thread is not None
+        os.write(self._write_fd, bytes([_STOP]))
+        self._thread.join()
+        self._close_pipe()
+
+    def re_raise(self) -> None:
+        """Restore, then let the signal take the course that it would have taken without us.
+
+        SIG_DFL ends the process here, so that the parent sees the true status; an earlier Python
+        handler runs here (`KeyboardInterrupt` comes from this call). Nothing received: only
+        restores.
+        """
+        self.restore()
+        signum = self.signum
+        if signum is None or signum not in self._previous:
+            return
+        earlier = _in_force(self._previous[signum], signum)
+        owner = getattr(earlier, "__self__", None)
+        if isinstance(owner, SignalWatch):
+            # A run around this one: to raise again would be its *second* signal.
+            self._deadline.cancel()
+            owner._pass_on(signum)
+            return
+        if callable(earlier):
+            self._deadline.cancel()
+            signal.raise_signal(signum)
+            return
+        _flush_streams()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signum})
+        signal.raise_signal(signum)
+
+    def _handle(self, signum: int, frame: FrameType | None) -> None:
+        # No lock, no log, no allocation worth the name: this runs between any two bytecodes.
+        if not self.installed:
+            _emulate(_in_force(self._previous.get(signum), signum), signum, frame)
+            return
+        self.count += 1
+        if self.signum is not None and self.count > 1:
+            os._exit(128 + signum)
+        self.notice(signum)
+        try:
+            # Someone (asyncio) may have taken the wakeup descriptor after us: wake the thread.
+            os.write(self._write_fd, _POKE_BYTE)
+        except OSError:
+            return  # a full pipe has woken it already
+
+    def _pass_on(self, signum: int) -> None:
+        self.notice(signum)
+        if self.installed:
+            os.write(self._write_fd, _POKE_BYTE)
+
+    def _watch(self) -> None:
+        while True:
+            for byte in os.read(self._read_fd, 512) or bytes([_STOP]):
+                if byte == _STOP:
+                    return
+                if byte == _POKE:
+                    if self.signum is not None:
+                        self._first(self.signum)
+                    continue
+                self._earlier.forward(byte)
+                if self.installed and byte in self._previous:
+                    self._seen += 1
+                    if self._seen > 1:
+                        os._exit(128 + byte)
+                    self._first(byte)
+
+    def _first(self, signum: int) -> None:
+        if self.noticed_ns is not None:
+            return
+        self.noticed_ns = time.monotonic_ns()
+        # The main thread may be in native code: its handler has not run yet.
+        if self.signum is None:
+            self.received_ns, self.signum = self.noticed_ns, signum
+        if self._deadline_s is not None:
+            reason = f"signal {signum} asked this process to leave"
+            self._deadline.start(self._deadline_s, 128 + signum, reason)
+        # A thread of its own: while it writes, this one has to notice the second signal.
+        call = threading.Thread(
+            target=self._call, args=(signum,), name="qigstore-on-signal", daemon=True
+        )
+        _start(call, "on_signal was not called")
+
+    def _call(self, signum: int) -> None:
+        try:
+            self._on_signal(signum)
+        except Exception:
+            _log.exception("on_signal(%d) failed; the run leaves all the same", signum)
+
+    def _give_back_wakeup(self) -> None:
+        current = signal.set_wakeup_fd(-1)
+        if current == self._write_fd:
+            current = self._earlier.fd if self._earlier.is_open() else -1
+        if current != -1:
+            signal.set_wakeup_fd(current, warn_on_full_buffer=False)
+
+    def _close_pipe(self) -> None:
+        os.close(self._read_fd)
+        os.close(self._write_fd)
+        self._read_fd = self._write_fd = -1
+
+    def _disarm_in_child(self) -> None:
+        """After a fork: the child has no watching thread, and its signals are its own affair."""
+        self.installed = False
+        for signum, earlier in self._previous.items():
+            if signal.getsignal(signum) is self._handler:
+                signal.signal(signum, _in_force(earlier, signum))
+        if signal.set_wakeup_fd(-1) not in (-1, self._write_fd):
+            _log.debug("a wakeup descriptor of the parent was dropped in this child")
+        self._close_pipe()
+
+
+_installed: set[SignalWatch] = set()
+_fork = threading.local()
+
+
+def _before_fork() -> None:
+    """Hold signals back: one that comes before the child is disarmed would wake the parent."""
+    if _installed:
+        watched = {signum for watch in list(_installed) for signum in watch._previous}
+        _fork.mask = signal.pthread_sigmask(signal.SIG_BLOCK, watched)
+
+
+def _after_fork_in_parent() -> None:
+    mask = _fork.__dict__.pop("mask", None)
+    if mask is not None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def _after_fork_in_child() -> None:
+    for watch in list(_installed):
+        watch._disarm_in_child()
+    _installed.clear()
+    _after_fork_in_parent()
+
+
+os.register_at_fork(
+    before=_before_fork,
+    after_in_parent=_after_fork_in_parent,
+    after_in_child=_after_fork_in_child,
+)
+
+
+def _start(thread: threading.Thread, otherwise: str) -> None:
+    try:
+        thread.start()
+    except RuntimeError as error:  # no more threads, or the interpreter is going down
+        _log.error("%s: %s", otherwise, error)
+
+
+def _identity(fd: int) -> tuple[int, int] | None:
+    try:
+        found = os.fstat(fd)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _in_force(disposition: Disposition, signum: int) -> Disposition:
+    """Look through watches that were restored while another one stood above them."""
+    while True:
+        owner = getattr(disposition, "__self__", None)
+        if not isinstance(owner, SignalWatch) or owner.installed:
+            return disposition
+        disposition = owner._previous.get(signum, signal.SIG_DFL)
+
+
+def _emulate(disposition: Disposition, signum: int, frame: FrameType | None) -> None:
+    if callable(disposition):
+        disposition(signum, frame)
+    elif disposition == signal.SIG_DFL:
+        signal.signal(signum, signal.SIG_DFL)
+        signal.raise_signal(signum)
+
+
+def _flush_streams() -> None:
+    """The default action ends the process without flushing what Python still buffers."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except (OSError, ValueError) as error:
+            _log.debug("a stream could not be flushed: %s", error)
