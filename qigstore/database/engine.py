@@ -87,7 +87,7 @@ def _masked(given: dict[str, str]) -> str:
         options.insert(1, f"port={','.join(ports)}")
     else:
         ports = ports * len(hosts) if len(ports) == 1 else ports
-        place = ",".join(f"{host}:{port}" for host, port in zip(hosts, ports, strict=False))
+        place = ",".join(f"{host}:{port or 5432}" for host, port in zip(hosts, ports, strict=False))
     who = f"{quote(user)}{secret}@" if user or secret else ""
     query = f"?{'&'.join(options)}" if options else ""
     return f"postgresql://{who}{place}/{quote(name)}{query}"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy
 from sqlalchemy import text
 
-from qigstore.errors import ConfigurationError
+from qigstore.errors import ConfigurationError, SchemaOutdated, StoreError
 
 if TYPE_CHECKING:
     from alembic.config import Config
@@ -97,14 +97,29 @@ def upgrade(database: Database, revision: str = "head") -> None:
 
     Raises:
         StoreUnavailable: the database cannot be reached.
+        StoreError: it refuses the change (no right to make a schema, a foreign `qigstore` schema).
+        ConfigurationError: there is no such revision.
     """
     from alembic import command
 
-    with database.begin() as connection:
-        connection.execute(text("SET LOCAL statement_timeout = 0"))
-        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
-        if _current(connection) != (head() if revision == "head" else revision):
-            command.upgrade(_config(connection), revision)
+    if revision != "head" and revision not in revisions():
+        known = ", ".join(sorted(revisions()))
+        raise ConfigurationError(f"no revision {revision!r}; this version knows {known}")
+    try:
+        with database.begin() as connection:
+            connection.execute(text("SET LOCAL statement_timeout = 0"))
+            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
+            found = _current(connection)
+            if found is not None and found not in revisions():
+                raise SchemaOutdated(database.address, found, head())
+            if found != (head() if revision == "head" else revision):
+                command.upgrade(_config(connection), revision)
+    except sqlalchemy.exc.DBAPIError as error:
+        reason = " ".join(str(error.orig).split())
+        raise StoreError(
+            f"the database at {database.address} refused the migration to {revision}, and nothing "
+            f"was changed: {reason}. Run `qigstore db upgrade` as a role that owns the schema."
+        ) from error
 
 
 def check(database: Database) -> list[str]:

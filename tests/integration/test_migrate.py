@@ -1,0 +1,156 @@
+"""Migrations: complete, alone in their schema, safe at once, honest about differences."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from pathlib import Path
+
+import psycopg
+import pytest
+from alembic.config import Config
+from alembic.script import ScriptDirectory
+from processes import REPOSITORY, run_python
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from sqlalchemy import text
+
+from qigstore.database import migrate
+from qigstore.database.engine import Database
+from qigstore.errors import ConfigurationError, SchemaOutdated, StoreError
+
+
+def _script() -> ScriptDirectory:
+    config = Config()
+    config.set_main_option("script_location", str(migrate.scripts()))
+    return ScriptDirectory.from_config(config)
+
+
+def test_the_files_are_read_as_alembic_reads_them() -> None:
+    script = _script()
+    assert migrate.head() == script.get_current_head()
+    assert migrate.revisions() == {step.revision for step in script.walk_revisions()}
+
+
+def test_an_upgraded_database_is_what_this_version_describes(empty_dsn: str) -> None:
+    database = Database(empty_dsn)
+    assert migrate.current(database) is None
+    assert migrate.check(database) == [
+        f"revision: the database has None, this version needs {migrate.head()}"
+    ]
+    migrate.upgrade(database)
+    migrate.upgrade(database)
+    assert migrate.current(database) == migrate.head()
+    assert migrate.check(database) == []
+    database.dispose()
+
+
+def test_the_version_table_lives_in_our_schema_alone(dsn: str) -> None:
+    with psycopg.connect(dsn) as connection:
+        found = connection.execute(
+            "SELECT schemaname FROM pg_tables WHERE tablename = 'alembic_version'"
+        ).fetchall()
+        public = connection.execute(
+            "SELECT count(*) FROM pg_class WHERE relnamespace = 'public'::regnamespace"
+        ).fetchone()
+    assert found == [("qigstore",)]
+    assert public == (0,)
+
+
+def test_migrations_that_start_at_once_do_not_collide(empty_dsn: str) -> None:
+    failures: list[BaseException] = []
+
+    def upgrade() -> None:
+        database = Database(empty_dsn)
+        try:
+            migrate.upgrade(database)
+        except BaseException as error:
+            failures.append(error)
+        finally:
+            database.dispose()
+
+    # Alembic's own environment is one a process, so the others are processes.
+    code = (
+        "import sys\nfrom qigstore.database import migrate\n"
+        "from qigstore.database.engine import Database\n"
+        "database = Database(sys.argv[1])\nmigrate.upgrade(database)\ndatabase.dispose()"
+    )
+    others = [threading.Thread(target=run_python, args=(code, empty_dsn)) for _ in range(2)]
+    for other in others:
+        other.start()
+    upgrade()
+    for other in others:
+        other.join()
+    assert failures == []
+    database = Database(empty_dsn)
+    assert migrate.check(database) == []
+    database.dispose()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("ALTER TABLE qigstore.session ADD COLUMN stray int", "remove_column"),
+        ("DROP TABLE qigstore.recovery_event CASCADE", "add_table: qigstore.recovery_event"),
+        ("ALTER TABLE qigstore.attempt ALTER COLUMN host DROP NOT NULL", "modify_nullable"),
+        ("DROP VIEW qigstore.emergency_summary CASCADE", "add_view: emergency_summary"),
+        ("CREATE VIEW qigstore.stray AS SELECT 1", "remove_view: stray"),
+    ],
+)
+def test_every_kind_of_difference_is_found(database: Database, change: str, said: str) -> None:
+    with database.begin() as connection:
+        connection.execute(text(change))
+    assert any(said in line for line in migrate.check(database))
+
+
+def test_a_refused_migration_changes_nothing_and_says_so(empty_dsn: str) -> None:
+    with psycopg.connect(empty_dsn) as connection:
+        connection.execute("CREATE SCHEMA qigstore")
+        connection.execute("CREATE TABLE qigstore.session (foreign_column int)")
+    database = Database(empty_dsn)
+    with pytest.raises(StoreError, match=r"nothing was changed.*already exists"):
+        migrate.upgrade(database)
+    with database.begin() as connection:
+        tables = connection.execute(
+            text("SELECT tablename FROM pg_tables WHERE schemaname = 'qigstore'")
+        )
+        assert tables.scalars().all() == ["session"]
+    database.dispose()
+
+
+def test_a_role_without_rights_is_told(empty_dsn: str) -> None:
+    name = str(conninfo_to_dict(empty_dsn)["dbname"]).replace("test", "role")
+    with psycopg.connect(empty_dsn, autocommit=True) as admin:
+        admin.execute(f"CREATE ROLE {name} LOGIN PASSWORD 'of-a-test'")
+        try:
+            database = Database(make_conninfo(empty_dsn, user=name, password="of-a-test"))
+            with pytest.raises(StoreError, match=r"permission denied.*role that owns"):
+                migrate.upgrade(database)
+            database.dispose()
+        finally:
+            admin.execute(f"DROP ROLE {name}")
+
+
+def test_a_newer_database_is_never_downgraded(database: Database) -> None:
+    with database.begin() as connection:
+        connection.execute(text("UPDATE qigstore.alembic_version SET version_num = '9999'"))
+    with pytest.raises(SchemaOutdated, match="9999"):
+        migrate.upgrade(database)
+    with pytest.raises(SchemaOutdated, match="9999"):
+        database.check_schema()
+
+
+def test_an_unknown_revision_is_refused(database: Database) -> None:
+    with pytest.raises(ConfigurationError, match="no revision 'nine'"):
+        migrate.upgrade(database, "nine")
+
+
+def test_the_migrations_of_an_installed_package_are_found_inside_it(home: Path) -> None:
+    installed = home / "site"
+    shutil.copytree(REPOSITORY / "qigstore", installed / "qigstore")
+    shutil.copytree(migrate.scripts(), installed / "qigstore" / "migrations")
+    said = run_python(
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from qigstore.database import migrate\nprint(migrate.scripts(), migrate.head())",
+        installed,
+    )
+    assert said.split() == [str(installed / "qigstore" / "migrations"), migrate.head()]
