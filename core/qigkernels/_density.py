@@ -1,4 +1,7 @@
-"""Checks and factors of density matrices, shared by validation and states."""
+"""Checks of density matrices, shared by validation and states.
+
+The checks run where the arrays live; only a refusal brings values to the host, for its message.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from qigkernels._arrays import epsilon, to_numpy
+from qigkernels._arrays import epsilon, namespace, to_numpy
 from qigkernels._errors import ValidationError
 
-__all__ = ["check_density"]
+__all__ = ["check_density", "check_hermitian", "check_spectrum"]
 
 
 def _refuse(name: str, rho: Any, what: str, value: Any, index: tuple[int, ...]) -> ValidationError:
@@ -30,42 +33,56 @@ def _first(bad: Any) -> tuple[int, ...]:
 
 def check_density(name: str, rho: Any, tolerance: float, *, spectrum: bool) -> None:
     """Raise unless rho is finite, Hermitian and of trace 1 (and PSD, where `spectrum` is asked)."""
+    check_hermitian(name, rho, tolerance, trace=1.0)
+    if spectrum:
+        check_spectrum(name, rho, namespace(rho).linalg.eigvalsh(rho))
+
+
+def check_hermitian(name: str, rho: Any, tolerance: float, *, trace: float) -> None:
+    """Raise unless every matrix is finite, Hermitian and of that trace.
+
+    `tolerance` is absolute for states (trace 1), relative to the largest entry for derivatives.
+    """
+    xp = namespace(rho)
+    gap = xp.max(xp.abs(rho - xp.conj(xp.matrix_transpose(rho))))
+    off = xp.max(xp.abs(xp.linalg.trace(rho) - trace))
+    scale = 1.0 if trace else float(xp.max(xp.abs(rho)))
+    # NaN and inf fail these comparisons too.
+    if float(gap) <= tolerance * scale and float(off) <= tolerance * scale:
+        return
     values = to_numpy(rho)
     if not np.isfinite(values).all():
         index = _first(~np.isfinite(values))
         value = values[index].item()
         what = "has NaN" if np.isnan(value) else "has an infinite entry"
         raise _refuse(name, values, f"{what} at {index}", value, index[:-2])
-    gap = np.abs(values - np.conj(np.swapaxes(values, -1, -2)))
-    if gap.max() > tolerance:
-        index = _first(gap == gap.max())
+    gaps = np.abs(values - np.conj(np.swapaxes(values, -1, -2)))
+    if gaps.max() > tolerance * scale:
+        index = _first(gaps == gaps.max())
         raise _refuse(
             name, values, f"is not Hermitian at {index}", values[index].item(), index[:-2]
         )
-    trace = np.trace(values, axis1=-2, axis2=-1).real
-    off = np.abs(trace - 1.0)
-    if off.max() > tolerance:
-        index = _first(off == off.max())
-        raise _refuse(
-            name, values, "is not normalized, its trace is not 1", float(trace[index]), index
-        )
-    if spectrum:
-        check_spectrum(name, values, np.linalg.eigvalsh(values))
+    traces = np.trace(values, axis1=-2, axis2=-1).real
+    offs = np.abs(traces - trace)
+    index = _first(offs == offs.max())
+    what = "is not normalized, its trace is not 1" if trace else "is no derivative, its trace is"
+    raise _refuse(name, values, what, float(traces[index]), index)
 
 
 def check_spectrum(name: str, rho: Any, eigenvalues: Any) -> None:
     """Raise unless every eigenvalue is ≥ 0 up to the rounding of an eigensolver."""
-    values = to_numpy(eigenvalues)
-    n = values.shape[-1]
-    floor = -max(8.0, float(n)) * epsilon(eigenvalues) * np.abs(values).max(axis=-1)
-    lowest = values.min(axis=-1)
-    bad = lowest < floor
-    if bad.any():
-        index = _first(bad)
-        raise _refuse(
-            name,
-            rho,
-            "is not positive semidefinite, its smallest eigenvalue is negative",
-            float(lowest[index]),
-            index,
-        )
+    xp = namespace(eigenvalues)
+    n = eigenvalues.shape[-1]
+    slack = max(8.0, float(n)) * epsilon(eigenvalues)
+    lowest = xp.min(eigenvalues, axis=-1)
+    bad = lowest < -slack * xp.max(xp.abs(eigenvalues), axis=-1)
+    if not bool(xp.any(bad)):
+        return
+    index = _first(to_numpy(bad))
+    raise _refuse(
+        name,
+        rho,
+        "is not positive semidefinite, its smallest eigenvalue is negative",
+        float(to_numpy(lowest)[index]),
+        index,
+    )

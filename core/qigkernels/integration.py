@@ -198,8 +198,7 @@ def _covariance(cov: Any) -> Any:
         )
     gap = np.abs(matrix - matrix.T)
     if float(gap.max()) > _SYMMETRY * scale:
-        index = np.unravel_index(int(gap.argmax()), shape)
-        place = (int(index[0]), int(index[1]))
+        place = divmod(int(gap.argmax()), shape[0])
         raise ValidationError(
             f"cov of shape {shape} is not symmetric: {float(matrix[place])!r} at {place}, "
             f"{float(matrix.T[place])!r} opposite",

@@ -56,8 +56,8 @@ def check_finite(name: str, array: Any) -> None:
         _refuse(name, values, what, index)
 
 
-def check_last_axes(name: str, array: Any, axes: int) -> None:
-    """Raise unless the array has at least `axes` axes, the last ones square, and no empty one."""
+def check_last_axes(name: str, array: Any, axes: int, *, square: bool | None = None) -> None:
+    """Raise unless the array has at least `axes` axes, none empty, the last two square if asked."""
     shape = tuple(array.shape)
     if len(shape) < axes:
         raise ValidationError(
@@ -65,7 +65,7 @@ def check_last_axes(name: str, array: Any, axes: int) -> None:
             argument=name,
             shape=shape,
         )
-    if axes == 2 and shape[-1] != shape[-2]:
+    if (axes == 2 if square is None else square) and shape[-1] != shape[-2]:
         raise ValidationError(
             f"{name} has shape {shape}; expected square matrices in the last two axes",
             argument=name,
