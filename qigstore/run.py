@@ -7,32 +7,42 @@ was recorded is stored, or the error says where it waits.
 
 from __future__ import annotations
 
+import logging
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
-from qigstore.errors import ConfigurationError, EmergencyStop, NotStored, StoreError
+from qigstore.errors import (
+    EXIT_EMERGENCY,
+    ConfigurationError,
+    EmergencyStop,
+    QigstoreError,
+)
 from qigstore.settings import Settings, load_settings
 
 if TYPE_CHECKING:
-    from qigstore.records import AttemptStatus, Decision
     from qigstore.recording import Health
+    from qigstore.records import AttemptStatus, Decision
+    from qigstore.recovery import Policy
     from qigstore.rooms import Rooms
-    from qigstore.safety.rules import RuleSet
+    from qigstore.safety.rules import Rule, RuleSet
 
 __all__ = ["Run", "session"]
 
-_NO_ALARMS: tuple[()] = ()
+Rules: TypeAlias = "RuleSet | str | Mapping[str, Any] | Sequence[Rule] | None"
+_POLICIES = ("best", "newest", "best_recent")
+# As a library should: what is logged goes where the program's own logging sends it.
+logging.getLogger("qigstore").addHandler(logging.NullHandler())
 
 
 def session(
     name: str,
     *,
     config: Mapping[str, Any] | None = None,
-    rules: RuleSet | None = None,
-    policy: str = "best",
+    rules: Rules = None,
+    policy: Policy = "best",
     takeover: bool = False,
     quiet: bool = False,
     **settings: Any,
@@ -42,7 +52,8 @@ def session(
     Args:
         name: 1 to 200 printable characters; the same name continues the same session.
         config: what the run was started with; JSON values; stored with the attempt.
-        rules: what to watch; None: every metric finite, and spikes of `loss`.
+        rules: what to watch: a `RuleSet`, a preset's name, declared rules, or the mapping of a
+            TOML file; None: every metric finite, and jumps and drifts of `loss`.
         policy: which healthy checkpoint `recover` takes: "best", "newest" or "best_recent".
         takeover: shut out another living process that records this session.
         quiet: do not print the recovery's decision to stderr.
@@ -54,8 +65,8 @@ def session(
     >>> with session("ocean-7", mode="off") as run:
     ...     run.record(0, loss=1.0)
     """
-    if policy not in {"best", "newest", "best_recent"}:
-        raise ConfigurationError(f"policy={policy!r}; expected 'best', 'newest' or 'best_recent'")
+    if policy not in _POLICIES:
+        raise ConfigurationError(f"policy={policy!r}; expected one of {', '.join(_POLICIES)}")
     return Run(
         name,
         config=dict(config or {}),
@@ -80,8 +91,8 @@ class Run:
         name: str,
         *,
         config: Mapping[str, Any],
-        rules: RuleSet | None,
-        policy: str,
+        rules: Rules,
+        policy: Policy,
         takeover: bool,
         quiet: bool,
         settings: Settings,
@@ -139,34 +150,22 @@ class Run:
         rooms, self._rooms = self._rooms, None
         if rooms is None:
             return
-        status, reason, code = self._outcome(rooms, error)
+        if rooms.signals.signum is not None:
+            rooms.notice_signal(rooms.signals.signum)  # its thread may not have come to it yet
+        status, reason, code = _outcome(rooms, error)
         try:
             rooms.close(status, reason, code)
-        except (NotStored, StoreError) as waiting:
+        except QigstoreError as waiting:
             if error is None and status == "completed":
                 raise
-            warnings.warn(str(waiting), RuntimeWarning, stacklevel=3)
-        if error is None:
-            rooms.signals.re_raise()
-        if error is None and rooms.emergency.stop_requested:
-            raise EmergencyStop(rooms.emergency.reason, event=rooms.emergency.event)
-
-    @staticmethod
-    def _outcome(
-        rooms: Rooms, error: BaseException | None
-    ) -> tuple[AttemptStatus, str | None, int | None]:
-        stop = EmergencyStop(rooms.emergency.reason or "stopped")
-        if rooms.emergency.stop_requested:
-            signum = rooms.signals.signum
-            return "aborted", rooms.emergency.reason, 128 + signum if signum else stop.status
-        if isinstance(error, KeyboardInterrupt):
-            return "aborted", "KeyboardInterrupt", 130
-        if isinstance(error, SystemExit):
-            code = error.code if isinstance(error.code, int) else int(error.code is not None)
-            return ("failed" if code else "completed"), f"SystemExit({error.code!r})", code
+            # How the run ended matters more; this must not hide it, nor be hidden.
+            warnings.warn(f"on closing the run: {waiting}", RuntimeWarning, stacklevel=3)
         if error is not None:
-            return "failed", f"{type(error).__name__}: {error}"[:2000], 1
-        return "completed", None, 0
+            return
+        rooms.signals.re_raise()
+        stop = rooms.emergency.stop
+        if stop.requested:
+            raise EmergencyStop(stop.reason or "asked to stop", event=stop.event)
 
     # -- the loop -----------------------------------------------------------------------------
 
@@ -255,7 +254,7 @@ class Run:
     @property
     def should_stop(self) -> bool:
         """Whether a rule, a signal or a person asked this run to stop."""
-        return self._rooms is not None and self._rooms.emergency.stop_requested
+        return self._rooms is not None and self._rooms.should_stop
 
     @property
     def attempt(self) -> int:
@@ -271,11 +270,6 @@ class Run:
         """Measure `basin_distance` from this distribution, not from the first one recorded."""
         if self._rooms is not None:
             self._rooms.recorder.set_reference_basin(basin)
-
-    def on_emergency(self, callback: Callable[[Any], None]) -> None:
-        """Call `callback(event)` when a rule asks this run to stop."""
-        if self._rooms is not None:
-            self._rooms.emergency.callbacks.append(callback)
 
     def stop(self, reason: str) -> None:
         """Ask this run to stop at its next safe point."""
@@ -299,3 +293,20 @@ class Run:
         """
         if self._rooms is not None:
             self._rooms.checkpoints.wait(timeout_s)
+
+
+def _outcome(
+    rooms: Rooms, error: BaseException | None
+) -> tuple[AttemptStatus, str | None, int | None]:
+    """How the attempt ended: status, reason, exit status."""
+    stop = rooms.emergency.stop
+    if stop.requested:
+        return "aborted", stop.reason, 128 + stop.signum if stop.signum else EXIT_EMERGENCY
+    if error is None:
+        return "completed", None, 0
+    if isinstance(error, KeyboardInterrupt):
+        return "aborted", "KeyboardInterrupt", 130
+    if isinstance(error, SystemExit):
+        code = error.code if isinstance(error.code, int) else int(error.code is not None)
+        return ("failed" if code else "completed"), f"SystemExit({error.code!r})", code
+    return "failed", f"{type(error).__name__}: {error}"[:2000], 1

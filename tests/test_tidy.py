@@ -28,6 +28,7 @@ LEVELS: tuple[frozenset[str], ...] = (
     frozenset({"recording", "safety", "checkpoints"}),
     frozenset({"recovery"}),
     frozenset({"attempt"}),
+    frozenset({"rooms"}),
     frozenset({"run"}),
     frozenset({"cli", "demo", "__main__", "__init__"}),
 )

@@ -222,6 +222,14 @@ class Emergency:
         self._hand_on(event)
         return event
 
+    def report(
+        self, rule: str, message: str, *, step: int | None = None, severity: Severity = "warning"
+    ) -> Event:
+        """Log and store something that no rule noticed, such as a save that failed."""
+        event = self._event(rule, severity, message, step, {"action": "record", "detail": {}})
+        self._hand_on(event)
+        return event
+
     def close(self, timeout_s: float) -> bool:
         """Deliver what waits; False where that took longer (files then hold what was written)."""
         with self._lock:
