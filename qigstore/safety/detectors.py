@@ -232,7 +232,7 @@ class EwmaDetector(_Numbered):
         z = abs(z) if self.direction == 0 else z * self.direction
         self.run = self.run + 1 if z > self.warn else 0
         level = 2 if z > self.fire else 1 if self.run >= self.warn_run else 0
-        bound = self.clip * scale if level else _DEVIATION_MAX
+        bound = min(self.clip * scale, _DEVIATION_MAX) if level else _DEVIATION_MAX
         taken = max(-bound, min(bound, deviation))
         self.mean = mean + self.a * taken
         self.variance = (1.0 - self.a) * (self.variance + self.a * taken * taken)
@@ -333,7 +333,8 @@ class PageHinkleyDetector(_Numbered):
 
     def _rescale(self) -> None:
         noise = math.sqrt(max(self.jitter, self.variance))
-        self.scale = max(noise, self.floor_relative * abs(self.mean), self.floor)
+        scale = max(noise, self.floor_relative * abs(self.mean), self.floor)
+        self.scale = min(scale, _DEVIATION_MAX)
 
     def _exceeded(self, step: int, value: float) -> Alarm | None:
         # Held at the limit, so that the episode can end once the metric is well.

