@@ -191,7 +191,8 @@ def _server_processes(data: Path) -> Iterator[int]:
             continue
         # It may end, or belong to someone else, while we look.
         with contextlib.suppress(OSError):
-            if (entry / "comm").read_text() != "postgres\n":
+            name, state = (entry / "stat").read_text().partition("(")[2].rsplit(") ", 1)
+            if name != "postgres" or state.startswith("Z"):  # a zombie counts as dead
                 continue
             try:
                 there = (entry / "cwd").stat()
