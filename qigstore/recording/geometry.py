@@ -1,0 +1,101 @@
+"""What the basins of successive rows tell: distance to a reference, step length, curvature."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from qigstore.errors import InvalidInput
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Basin = NDArray[np.float64]
+
+__all__ = ["BASIN_DIMENSION_MAX", "BasinTrack"]
+
+BASIN_DIMENSION_MAX = 16_384
+
+
+class BasinTrack:
+    """The path of the basin. `measure` looks, `advance` moves: a refused row moves nothing.
+
+    The reference is the one set, or else the first basin recorded.
+    """
+
+    def __init__(self) -> None:
+        self.reference: Basin | None = None
+        self._last: tuple[Basin, ...] = ()
+
+    def check(self, basin: Any, name: str = "basin") -> Basin:
+        """A distribution as a float64 vector of its own, `(n,)`.
+
+        Raises:
+            InvalidInput: it is none; nothing is clipped or renormalised.
+        """
+        import numpy as np
+
+        from qigkernels import ValidationError, validate_distribution
+
+        if hasattr(basin, "detach"):
+            basin = basin.detach().cpu()
+        expected = "a 1-D probability vector (entries ≥ 0, sum 1 within 1e-8)"
+        try:
+            point = np.array(basin, dtype=np.float64)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise InvalidInput(name, basin, expected) from error
+        if point.ndim != 1 or not 2 <= len(point) <= BASIN_DIMENSION_MAX:
+            shape = f"shape {point.shape}"
+            raise InvalidInput(name, shape, f"{expected} of 2 to {BASIN_DIMENSION_MAX} entries")
+        try:
+            validate_distribution(point, name)
+        except ValidationError as error:
+            raise InvalidInput(name, basin, f"{expected}: {error}") from error
+        return point
+
+    def measure(self, point: Basin) -> dict[str, float]:
+        """basin_distance, geodesic_distance (both radians) and curvature (1/radian).
+
+        Curvature: turning angle of the path at the previous basin over the mean of the two steps
+        that meet there. What cannot be measured yet is not in the answer.
+        """
+        from qigkernels.simplex import distance
+
+        told: dict[str, float] = {}
+        reference = point if self.reference is None else self.reference
+        if reference.shape == point.shape:
+            told["basin_distance"] = float(distance(reference, point, check=False))
+        path = [p for p in self._last if p.shape == point.shape]
+        if path:
+            told["geodesic_distance"] = float(distance(path[-1], point, check=False))
+        if len(path) == 2:
+            curvature = _curvature(path[0], path[1], point)
+            if curvature is not None:
+                told["curvature"] = curvature
+        return told
+
+    def advance(self, point: Basin) -> None:
+        """The row of this basin is recorded."""
+        if self.reference is None:
+            self.reference = point
+        self._last = (*self._last[-1:], point)
+
+
+def _curvature(before: Basin, here: Basin, after: Basin) -> float | None:
+    import numpy as np
+
+    from qigkernels.simplex import log
+
+    # Tangents in root coordinates, where the metric is Euclidean: w = v / √p (0 where p is).
+    root = np.sqrt(here)
+    safe = np.where(root > 0.0, root, 1.0)
+    back = log(here, before, check=False) / safe
+    forth = log(here, after, check=False) / safe
+    arrived, left = math.sqrt(back.dot(back)), math.sqrt(forth.dot(forth))
+    if not arrived or not left:
+        return None
+    a, b = -back / arrived, forth / left
+    gap, total = a - b, a + b
+    angle = 2.0 * math.atan2(math.sqrt(gap.dot(gap)), math.sqrt(total.dot(total)))
+    return 2.0 * angle / (arrived + left)

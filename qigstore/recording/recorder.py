@@ -1,0 +1,186 @@
+"""The hot path: from `record(step, metrics)` to a row in the spool, in a few microseconds.
+
+A row that looks as the last one did (the same names, plain numbers) takes the short way. Whatever
+does not goes the long way, where every check has its words.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from qigkernels.regimes import NO_REGIME, RegimeDetector, RegimeThresholds
+from qigstore.recording.geometry import BasinTrack
+from qigstore.recording.values import (
+    RESERVED,
+    STEP_BITS,
+    check_names,
+    regime_code,
+    to_number,
+    to_step,
+)
+
+if TYPE_CHECKING:
+    from qigstore.recording.spool import Spool
+    from qigstore.recording.spool.frame import Layout
+
+__all__ = ["Recorder"]
+
+A = TypeVar("A")
+
+_PLANS_MAX = 4_096
+_PLAIN = frozenset({float, int})
+
+
+class _Plan(Generic[A]):
+    """What is known of rows with these names: worked out once."""
+
+    __slots__ = ("check", "kappa", "layout", "names", "phi", "place")
+
+    def __init__(
+        self,
+        names: tuple[str, ...],
+        layout: Layout | None,
+        check: Callable[[int, Sequence[float]], Sequence[A]] | None,
+    ) -> None:
+        self.names, self.layout, self.check = names, layout, check
+        self.phi, self.kappa, self.place = (
+            names.index(name) if name in names else -1
+            for name in ("phi", "kappa_eff", "basin_distance")
+        )
+
+
+class Recorder(Generic[A]):
+    """Checks rows and adds them to a spool; any thread may call it.
+
+    Args:
+        spool: where the rows go.
+        bind_rules: makes, for the names of a row, the check that is called with its step and
+            values *after* the row is in the spool: no rule can lose a row.
+        preset: thresholds of the regime, which is computed where the caller gives Φ and no regime.
+    """
+
+    __slots__ = ("_bind", "_detect", "_last", "_plan", "_plans", "_spool", "_track")
+
+    def __init__(
+        self,
+        spool: Spool,
+        *,
+        bind_rules: Callable[[tuple[str, ...]], Callable[[int, Sequence[float]], Sequence[A]]]
+        | None = None,
+        preset: RegimeThresholds | None = None,
+    ) -> None:
+        self._spool = spool
+        self._bind = bind_rules
+        self._detect = RegimeDetector(preset).code
+        self._track = BasinTrack()
+        self._plan: _Plan[A] = _Plan(("",), None, None)
+        self._plans: OrderedDict[tuple[tuple[str, ...], int], _Plan[A]] = OrderedDict()
+        self._last: tuple[int, tuple[str, ...], Sequence[float]] = (-1, (), ())
+
+    def record(self, step: int, metrics: Mapping[str, Any]) -> Sequence[A]:
+        """Add one row; the alarms that the rules raise about it, `()` as a rule.
+
+        Args:
+            step: 0 ≤ step < 2^62.
+            metrics: real scalars by name; None: not measured. `basin`: a distribution, from which
+                the geometry metrics follow; `regime`: a name or code.
+
+        Raises:
+            InvalidInput: what cannot be recorded, by name; nothing of the row was kept.
+        """
+        plan = self._plan
+        values = tuple(metrics.values())
+        try:
+            # One sum tells that all are plain numbers: an array, tensor, text or None among them
+            # would have made it something else, or an error.
+            if tuple(metrics) != plan.names or step >> STEP_BITS or type(sum(values)) not in _PLAIN:
+                return self._record_slowly(step, metrics)
+        except Exception:
+            return self._record_slowly(step, metrics)
+        layout = plan.layout
+        assert layout is not None
+        spool = self._spool
+        regime = NO_REGIME if plan.phi < 0 else self._regime(plan, values)
+        with spool.lock:
+            try:
+                spool.append(layout, step, regime, values)
+            except (TypeError, ValueError, OverflowError, ArithmeticError):
+                return self._record_slowly(step, metrics)
+            self._last = (step, plan.names, values)
+            if plan.check is not None:
+                return plan.check(step, values)
+        return ()
+
+    def _regime(self, plan: _Plan[A], values: Sequence[float]) -> int:
+        return self._detect(
+            values[plan.phi],
+            values[plan.kappa] if plan.kappa >= 0 else None,
+            values[plan.place] if plan.place >= 0 else None,
+        )
+
+    # -- the long way -------------------------------------------------------------------------
+
+    def _record_slowly(self, step: Any, metrics: Mapping[str, Any]) -> Sequence[A]:
+        number = to_step(step)
+        given = {name: value for name, value in metrics.items() if value is not None}
+        basin, regime = given.pop("basin", None), given.pop("regime", None)
+        if not (RESERVED.isdisjoint(given) and all(type(name) is str for name in given)):
+            check_names(tuple(given))
+        row = {
+            name: value if type(value) is float else to_number(name, value)
+            for name, value in given.items()
+        }
+        code = None if regime is None else regime_code(regime)
+        with self._spool.lock:
+            point = None if basin is None else self._track.check(basin)
+            if point is not None:
+                row = self._track.measure(point) | row
+            plan = self._plan_of(tuple(row), 0 if point is None else len(point))
+            values = tuple(row.values())
+            if code is None:
+                code = NO_REGIME if plan.phi < 0 else self._regime(plan, values)
+            assert plan.layout is not None
+            cells = values if point is None else (*values, *point.tolist())
+            if self._spool.append(plan.layout, number, code, cells) and point is not None:
+                self._track.advance(point)
+            if point is None:
+                self._plan = plan
+            self._last = (number, plan.names, values)
+            return () if plan.check is None else plan.check(number, values)
+
+    def _plan_of(self, names: tuple[str, ...], dimension: int) -> _Plan[A]:
+        plan = self._plans.get((names, dimension))
+        if plan is None:
+            check_names(names)
+            layout = self._spool.layout(names, dimension)
+            plan = _Plan(names, layout, None if self._bind is None else self._bind(names))
+            self._plans[names, dimension] = plan
+            if len(self._plans) > _PLANS_MAX:
+                self._plans.popitem(last=False)
+        return plan
+
+    # -- what the last row was ------------------------------------------------------------------
+
+    @property
+    def last(self) -> Mapping[str, float]:
+        """Metrics of the last row."""
+        _, names, values = self._last
+        return dict(zip(names, values, strict=True))
+
+    @property
+    def last_step(self) -> int | None:
+        """Step of the last row; None before the first."""
+        step = self._last[0]
+        return None if step < 0 else step
+
+    def set_reference_basin(self, basin: Any) -> None:
+        """Measure `basin_distance` from here; the first basin recorded is the reference otherwise.
+
+        Raises:
+            InvalidInput: it is no distribution.
+        """
+        point = self._track.check(basin, "reference basin")
+        with self._spool.lock:
+            self._track.reference = point

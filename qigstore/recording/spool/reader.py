@@ -1,0 +1,260 @@
+"""Reads rows back, the same way from a living spool and from one whose process is dead.
+
+Rows of one layout come out as arrays. After damage the reader goes on at the next whole frame;
+what was lost shows as a gap in the sequence.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+from uuid import UUID
+from zlib import crc32
+
+import numpy as np
+
+from qigstore.recording.spool.frame import (
+    FRAME_BYTES_MAX,
+    HEAD_BYTES,
+    KIND_LAYOUT,
+    KIND_ROW,
+    MARKER,
+    MARKER_BYTES,
+    ROW_BYTES,
+    Layout,
+    read_announcement,
+    seed_of,
+)
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["Rows", "Source", "SpoolReader", "Take"]
+
+_FRAME = struct.Struct("<IIHBbI")
+_READ_BYTES = 1 << 20
+
+
+class Source(Protocol):
+    """Where the bytes come from: `Spool`, or `LeftOver` (`leftover.py`)."""
+
+    def spans(self) -> list[tuple[int, int, int]]:
+        """Number, first sequence and bytes in use of each segment, in order."""
+
+    def read(self, number: int, start: int, stop: int) -> bytes:
+        """A copy of bytes of a segment."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Rows of one layout, in the order of their sequence.
+
+    Shapes: `(n,)`; `values` `(n, k)`; `basins` `(n, d)` or None. `regime` −1: none.
+    """
+
+    names: tuple[str, ...]
+    seq: NDArray[np.int64]
+    step: NDArray[np.int64]
+    time_ns: NDArray[np.int64]
+    values: NDArray[np.float64]
+    regime: NDArray[np.int16]
+    basins: NDArray[np.float64] | None
+
+    def where(self, chosen: NDArray[np.bool_]) -> Rows:
+        """Some of them."""
+        basins = None if self.basins is None else self.basins[chosen]
+        return Rows(
+            self.names, self.seq[chosen], self.step[chosen], self.time_ns[chosen],
+            self.values[chosen], self.regime[chosen], basins,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Take:
+    """What was read at once; accounts for `first_seq` to `last_seq`, lost rows included."""
+
+    first_seq: int
+    last_seq: int
+    groups: tuple[Rows, ...]
+
+    @property
+    def count(self) -> int:
+        """Rows in it."""
+        return sum(len(rows.seq) for rows in self.groups)
+
+    @property
+    def gap(self) -> int:
+        """Rows that are in the range and were lost to damage."""
+        return self.last_seq - self.first_seq + 1 - self.count
+
+    def halves(self) -> Iterator[Take]:
+        """The same in two pieces."""
+        middle = (self.first_seq + self.last_seq) // 2
+        for first, last in ((self.first_seq, middle), (middle + 1, self.last_seq)):
+            kept = (rows.where((rows.seq >= first) & (rows.seq <= last)) for rows in self.groups)
+            yield Take(first, last, tuple(rows for rows in kept if len(rows.seq)))
+
+
+@dataclass(slots=True)
+class _Scan:
+    """Where the frames of a piece of a segment are."""
+
+    layouts: list[Layout] = field(default_factory=list)
+    rows: dict[int, list[int]] = field(default_factory=dict)
+    count: int = 0
+    end: int = 0
+
+
+def scan(data: bytes, seed: int, *, rows_max: int, whole: bool) -> _Scan:
+    """Find the frames in `data`, which starts on a frame.
+
+    `whole`: nothing follows, so a frame that does not fit is damage; otherwise it ends the scan.
+    """
+    found = _Scan()
+    view, at, stop = memoryview(data), 0, len(data)
+    unpack, last = _FRAME.unpack_from, stop - _FRAME.size
+    rows = found.rows
+    while at <= last and found.count < rows_max:
+        marker, crc, words, kind, _, layout = unpack(data, at)
+        end = at + 8 * words
+        if marker == MARKER and words and end <= stop and crc32(view[at + 8 : end], seed) == crc:
+            if kind == KIND_ROW:
+                found.count += 1
+                if layout in rows:
+                    rows[layout].append(at)
+                else:
+                    rows[layout] = [at]
+            elif kind == KIND_LAYOUT:
+                found.layouts.append(read_announcement(data, at))
+            at = end
+            continue
+        if marker == MARKER and end > stop and not whole:
+            break
+        at = _next_marker(data, at + 8)
+    ended = whole and found.count < rows_max
+    found.end = stop if ended else min(at, stop)
+    return found
+
+
+def _next_marker(data: bytes, at: int) -> int:
+    while True:
+        at = data.find(MARKER_BYTES, at)
+        if at < 0:
+            return len(data)
+        if at % 8 == 0:
+            return at
+        at += 1
+
+
+class SpoolReader:
+    """Hands out the rows after `acked_seq`, in order, each once.
+
+    Args:
+        source: a living spool, or a left-over one.
+        writer: whose rows.
+        acked_seq: the last sequence that is stored already.
+    """
+
+    def __init__(self, source: Source, writer: UUID, acked_seq: int = 0) -> None:
+        self._source = source
+        self._seed = seed_of(writer)
+        self._layouts: dict[int, Layout] = {}
+        self._everywhere: dict[int, Layout] | None = None
+        self.rewind(acked_seq)
+
+    def rewind(self, acked_seq: int) -> None:
+        """Go on right after `acked_seq`."""
+        self._seq = acked_seq
+        self._number = self._at = 0
+        for number, first_seq, _ in self._source.spans():
+            if first_seq and first_seq <= acked_seq + 1:
+                self._number = number
+
+    def take(self, rows_max: int) -> Take | None:
+        """The next rows, at most about `rows_max`; None where there are none (yet)."""
+        groups: list[Rows] = []
+        count, first = 0, self._seq + 1
+        while count < rows_max:
+            piece = self._next_piece(rows_max - count)
+            if piece is None:
+                break
+            for rows in piece:
+                fresh = rows if rows.seq[0] > self._seq else rows.where(rows.seq > self._seq)
+                if len(fresh.seq):
+                    groups.append(fresh)
+                    count += len(fresh.seq)
+            self._seq = max([self._seq, *(int(rows.seq[-1]) for rows in groups)])
+        return Take(first, self._seq, tuple(groups)) if count else None
+
+    def _next_piece(self, rows_max: int) -> list[Rows] | None:
+        """Rows of the next piece of a segment; empty where it had none, None at the end."""
+        spans = [span for span in self._source.spans() if span[0] >= self._number]
+        if not spans:
+            return None
+        number, _, end = spans[0]
+        if number != self._number:
+            self._begin(number)
+        start = max(self._at, HEAD_BYTES)
+        if start >= end:
+            if len(spans) == 1:
+                return None
+            self._begin(spans[1][0])
+            return []
+        stop = min(end, start + max(_READ_BYTES, 2 * FRAME_BYTES_MAX))
+        data = self._source.read(number, start, stop)
+        if not data:  # closed, or cut since
+            return None
+        found = scan(data, self._seed, rows_max=rows_max, whole=stop == end)
+        self._at = start + found.end
+        return list(self._decode(data, found))
+
+    def _decode(self, data: bytes, found: _Scan) -> Iterator[Rows]:
+        self._learn(found.layouts)
+        words = np.frombuffer(data, np.uint64, len(data) // 8)
+        for number, places in found.rows.items():
+            layout = self._layouts.get(number) or self._ask_all(number)
+            if layout is not None:
+                yield _decode_rows(words, np.array(places, np.intp) // 8, layout)
+
+    def _begin(self, number: int) -> None:
+        # Each segment names its layouts again, so that what is known stays bounded.
+        self._number, self._at = number, 0
+        self._layouts.clear()
+
+    def _learn(self, layouts: Iterable[Layout]) -> None:
+        for layout in layouts:
+            self._layouts[layout.id] = layout
+
+    def _ask_all(self, number: int) -> Layout | None:
+        """The names were damaged in this segment: another one may hold them too."""
+        if self._everywhere is None:
+            self._everywhere = {}
+            for segment, _, end in self._source.spans():
+                data = self._source.read(segment, HEAD_BYTES, end)
+                found = scan(data, self._seed, rows_max=1 << 62, whole=True)
+                self._everywhere |= {layout.id: layout for layout in found.layouts}
+        return self._everywhere.get(number)
+
+
+def _decode_rows(words: NDArray[np.uint64], places: NDArray[np.intp], layout: Layout) -> Rows:
+    width, count = layout.words, len(places)
+    first, last = int(places[0]), int(places[-1])
+    if last - first == (count - 1) * width:
+        table = words[first : first + count * width].reshape(count, width)
+    else:
+        table = words[places[:, None] + np.arange(width)]
+    start = ROW_BYTES // 8
+    values = table[:, start:].view(np.float64)
+    k = len(layout.names)
+    regime = (table[:, 1] >> np.uint64(24)).astype(np.int8).astype(np.int16)
+    return Rows(
+        names=layout.names,
+        seq=table[:, 2].view(np.int64),
+        step=table[:, 3].view(np.int64),
+        time_ns=table[:, 4].view(np.int64),
+        values=values[:, :k],
+        regime=regime,
+        basins=values[:, k:] if layout.dimension else None,
+    )

@@ -1,0 +1,453 @@
+"""The spool: where a row is from the moment `record()` returns until PostgreSQL has it.
+
+The rows go through a shared mapping straight into the kernel's pages, so they outlive the process;
+a background thread makes them durable. Hot fields are plain attributes: `append` is the
+nanosecond path of the whole package.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import threading
+import weakref
+from collections.abc import Sequence
+from pathlib import Path
+from time import monotonic, time_ns
+from zlib import crc32
+
+from qigstore.errors import InvalidInput, SpoolFull
+from qigstore.recording.spool.frame import (
+    FRAME_BYTES_MAX,
+    HEAD_BYTES,
+    KIND_ROW,
+    MARKER,
+    Layout,
+    seed_of,
+)
+from qigstore.recording.spool.identity import (
+    IDENTITY_FILE,
+    LOCK_FILE,
+    SpoolIdentity,
+    acquire_lock,
+)
+from qigstore.recording.spool.segment import Disk, Segment, segment_path
+
+__all__ = ["Spool"]
+
+_log = logging.getLogger("qigstore")
+_PAGE = 4096
+_BLOCK_BYTES = 1 << 16
+"""Names are written again in each such block, so that damage to one copy costs at most a block."""
+_RETRY_INTERVAL_S = 0.1
+_LAYOUTS_MAX = 4_096
+
+_spools: weakref.WeakSet[Spool] = weakref.WeakSet()
+
+
+def _forget_in_child() -> None:
+    for spool in list(_spools):
+        spool.forsake()
+
+
+os.register_at_fork(after_in_child=_forget_in_child)
+
+
+class Spool:
+    """The spool of one writer, owned by this process. `Spool.create` makes one.
+
+    Any thread may append while it holds `lock`; the other methods take it themselves. A forked
+    child has nothing of it: its rows are counted as dropped.
+
+    Attributes:
+        folder, identity: where and whose.
+        lock: re-entrant; held around `append`, and around the rules that look at the row.
+        seq: sequence of the last row, from 1.
+        dropped: rows that found no room (or came from a forked child, in that child).
+    """
+
+    __slots__ = (
+        "__weakref__", "_active", "_bytes_max", "_deferred", "_disk", "_folder_dirty", "_layouts",
+        "_lock_descriptor", "_next_layout", "_next_number", "_notice", "_retry_at",
+        "_segment_bytes", "_segments", "_spare", "_tending", "_warned", "at", "block", "busy",
+        "closed", "dropped", "folder", "forked", "identity", "limit", "lock", "map", "seed", "seq",
+        "view", "words",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        folder: Path,
+        identity: SpoolIdentity,
+        lock_descriptor: int,
+        *,
+        segment_bytes: int,
+        bytes_max: int,
+        disk: Disk,
+    ) -> None:
+        self.folder, self.identity = folder, identity
+        self.lock = threading.RLock()
+        self.seed = seed_of(identity.writer)
+        self.seq = self.dropped = self.at = self.limit = self.block = 0
+        self.busy = self.closed = self.forked = False
+        self._lock_descriptor = lock_descriptor
+        self._disk = disk
+        self._bytes_max = bytes_max
+        pages = min(segment_bytes, bytes_max // 4) // _PAGE
+        self._segment_bytes = max(pages, 2) * _PAGE
+        self._segments: list[Segment] = []
+        self._active: Segment | None = None
+        self._spare: Segment | None = None
+        self._layouts: dict[tuple[tuple[str, ...], int], Layout] = {}
+        self._deferred: list[tuple[Layout, int, int, Sequence[float]]] = []
+        self._tending = threading.Lock()
+        self._next_number, self._next_layout = 1, 0
+        self._retry_at = 0.0
+        self._warned = False
+        self._notice = ""
+        self._folder_dirty = True
+        if not self._next_segment(0):
+            raise SpoolFull(folder, "no room for the first segment")
+        _spools.add(self)
+
+    @classmethod
+    def create(
+        cls,
+        root: Path,
+        identity: SpoolIdentity,
+        *,
+        segment_bytes: int = 4 << 20,
+        bytes_max: int = 1 << 30,
+        disk: Disk | None = None,
+    ) -> Spool:
+        """Make the spool `<root>/<writer>`, locked for as long as this process lives.
+
+        Raises:
+            SpoolFull: no room for its first segment.
+        """
+        disk = disk or Disk()
+        root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        folder = root / str(identity.writer)
+        # Prepared beside and renamed: no other process ever sees a spool without lock and name.
+        beside = root / f".new-{identity.writer}"
+        descriptor = -1
+        try:
+            beside.mkdir(mode=0o700)
+            descriptor = acquire_lock(beside, create=True)
+            disk.write(beside / IDENTITY_FILE, identity.to_json())
+            beside.rename(folder)
+            disk.sync_folder(root)
+            return cls(
+                folder, identity, descriptor,
+                segment_bytes=segment_bytes, bytes_max=bytes_max, disk=disk,
+            )  # fmt: skip
+        except BaseException as error:
+            if descriptor >= 0:
+                os.close(descriptor)
+            shutil.rmtree(beside, ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)
+            if isinstance(error, OSError):
+                raise SpoolFull(folder, str(error)) from error
+            raise
+
+    # -- the hot path -------------------------------------------------------------------------
+
+    def layout(self, names: tuple[str, ...], dimension: int = 0) -> Layout:
+        """The layout of rows with these metrics and a basin of `dimension` numbers.
+
+        Raises:
+            InvalidInput: the row, or its names together, would not fit a frame.
+        """
+        with self.lock:
+            found = self._layouts.get((names, dimension))
+            if found is None:
+                self._next_layout += 1
+                found = Layout(self._next_layout, names, dimension)
+                size = max(found.size, len("".join(names).encode()) + 8 * len(names) + 256)
+                if size > FRAME_BYTES_MAX:
+                    what = f"a row and its names within {FRAME_BYTES_MAX} bytes each"
+                    raise InvalidInput("metrics", f"{len(names)} names, {size} bytes", what)
+                self._layouts[names, dimension] = found
+                if len(self._layouts) > _LAYOUTS_MAX:
+                    del self._layouts[next(iter(self._layouts))]
+            return found
+
+    def append(self, layout: Layout, step: int, regime: int, values: Sequence[float]) -> bool:
+        """Add one row; the caller holds `lock`. False: there was no room, and it is counted.
+
+        Raises:
+            struct.error, TypeError, OverflowError: what `struct` cannot pack; nothing was kept.
+        """
+        if self.busy:
+            # A signal handler that records while this very thread is in here: after the row.
+            self._deferred.append((layout, step, regime, values))
+            return True
+        self.busy = True
+        at = self.at
+        end = at + layout.size
+        try:
+            if end > self.limit or layout.block != self.block:
+                if not self._make_room(layout):
+                    self.dropped += 1
+                    return False
+                at = self.at
+                end = at + layout.size
+            seq = self.seq + 1
+            layout.pack_into(
+                self.map, at, MARKER, 0, layout.words, KIND_ROW, regime, layout.id, seq, step,
+                time_ns(), *values,
+            )  # fmt: skip
+            # Last of all: without its CRC the frame is nothing.
+            self.words[(at >> 2) + 1] = crc32(self.view[at + 8 : end], self.seed)
+            self.seq = seq
+            self.at = end
+        except BaseException:
+            self._wipe(at, end)
+            raise
+        finally:
+            self.busy = False
+        if self._deferred:
+            self._append_deferred()
+        return True
+
+    def _append_deferred(self) -> None:
+        while self._deferred:
+            self.append(*self._deferred.pop(0))
+
+    def _wipe(self, at: int, end: int) -> None:
+        # Left-over bytes of a row that was refused would look like damage after a shorter one.
+        if self._active is not None and self.at == at and end <= self._active.size:
+            self.map[at:end] = bytes(end - at)
+
+    # -- room ---------------------------------------------------------------------------------
+
+    def _make_room(self, layout: Layout) -> bool:
+        """See that the row fits and that its names are written down in its block."""
+        if self._notice:
+            _log.warning("%s", self._notice)
+            self._notice = ""
+        active = self._active
+        if active is None or self.closed or self.forked:
+            self._warn_once(
+                "this process is a fork of the one that records: its rows are not recorded"
+                if self.forked
+                else f"the spool {self.folder} is closed: rows recorded now are dropped"
+            )
+            return False
+        if self.at + layout.size > self.limit:
+            self._begin_block()
+        names = layout.announcement(self.seed) if layout.block != self.block else b""
+        if self.at + len(names) + layout.size > active.size:
+            names = layout.announcement(self.seed)
+            if not self._next_segment(2 * len(names) + layout.size):
+                return False
+            active = self._active
+            assert active is not None
+        if names:
+            # Twice at first, so that a segment of a single block can lose a copy too.
+            copies = 1 if layout.segment == active.number else 2
+            if self.at + copies * len(names) + layout.size > active.size:
+                copies = 1
+            for _ in range(copies):
+                self.map[self.at : self.at + len(names)] = names
+                self.at += len(names)
+            layout.block, layout.segment = self.block, active.number
+        self.limit = min(active.size, max(self.limit, self.at + layout.size))
+        return True
+
+    def _begin_block(self) -> None:
+        self.block += 1
+        self.limit = self.at + _BLOCK_BYTES
+
+    def _next_segment(self, need: int) -> bool:
+        """Seal the segment in use and go on in a fresh one, unless there is no room."""
+        if monotonic() < self._retry_at:
+            return False
+        segment, self._spare = self._spare, None
+        if segment is not None and segment.size < HEAD_BYTES + need:
+            segment.discard()
+            segment = None
+        if segment is None:
+            try:
+                segment = self._allocate(need)
+            except SpoolFull as full:
+                self._retry_at = monotonic() + _RETRY_INTERVAL_S
+                self._warn_once(str(full))
+                return False
+        if self._active is not None:
+            self._active.seal(self.at, self.seq)
+        segment.begin(self.identity.writer, self.seq + 1)
+        self._segments.append(segment)
+        self._active = segment
+        self.map, self.view, self.words = segment.map, segment.view, segment.words
+        self.at = HEAD_BYTES
+        self._begin_block()
+        self._warned = False
+        return True
+
+    def _allocate(self, need: int = 0) -> Segment:
+        size = max(self._segment_bytes, -(-(HEAD_BYTES + need) // _PAGE) * _PAGE)
+        with self.lock:
+            used = sum(segment.size for segment in self._segments)
+            number, self._next_number = self._next_number, self._next_number + 1
+        if used + size > self._bytes_max:
+            raise SpoolFull(self.folder, f"{used} bytes of at most {self._bytes_max} in use")
+        try:
+            segment = Segment(self._disk, segment_path(self.folder, number), number, size)
+        except OSError as error:
+            raise SpoolFull(self.folder, str(error)) from error
+        self._folder_dirty = True
+        return segment
+
+    def _warn_once(self, message: str) -> None:
+        if not self._warned:
+            self._warned = True
+            _log.warning("%s", message)
+
+    def notify(self, message: str) -> None:
+        """Have the next `append` say this, once, in the log."""
+        with self.lock:
+            self._notice = message
+            self.block += 1
+
+    # -- behind the hot path: durability, reading, release ---------------------------------------
+
+    def prepare(self) -> None:
+        """Have the next segment ready before it is needed, where there is room for it."""
+        with self.lock:
+            active = self._active
+            if self._spare is not None or active is None or self.closed or self.forked:
+                return
+            if 2 * self.at < active.size:
+                return
+        # Made outside the lock: no row waits for it.
+        try:
+            spare = self._allocate()
+        except SpoolFull:
+            return  # said, and counted, when a row really needs the room
+        with self.lock:
+            if self._active is active and not self.closed:
+                self._spare = spare
+                return
+        spare.discard()
+
+    def sync(self) -> None:
+        """Make every row recorded before this call durable, and give back memory.
+
+        Raises:
+            OSError: the disk refuses; the rows are still in the kernel's pages.
+        """
+        with self._tending:
+            with self.lock:
+                waiting = [(s, self.at if s is self._active else s.end) for s in self._segments]
+            if self.closed or self.forked:
+                return
+            for segment, end in waiting:
+                if end is not None and segment.synced < end:
+                    self._sync_segment(segment, end)
+                if segment.end is not None and segment.synced >= segment.end:
+                    segment.close()
+            if self._folder_dirty:
+                self._folder_dirty = False
+                self._disk.sync_folder(self.folder)
+
+    def _sync_segment(self, segment: Segment, end: int) -> None:
+        if segment.descriptor >= 0:
+            try:
+                self._disk.sync(segment.descriptor)
+            except OSError as error:
+                # The kernel may have marked the lost pages clean: asking again would lie.
+                _log.warning("%s could not be synced (%s): rewriting it", segment.path, error)
+                with self.lock:
+                    self._retry_at = 0.0
+                    if segment is self._active and not self._next_segment(0):
+                        raise
+                segment.close_descriptor()
+            else:
+                segment.synced = end
+                return
+        assert segment.end is not None
+        self._disk.write(segment.path, segment.read(0, segment.end))
+        segment.synced = segment.end
+        segment.unmap()
+
+    def spans(self) -> list[tuple[int, int, int]]:
+        """Number, first sequence and bytes in use of each segment, in order."""
+        with self.lock:
+            return [
+                (s.number, s.first_seq, self.at if s.end is None else s.end) for s in self._segments
+            ]
+
+    def read(self, number: int, start: int, stop: int) -> bytes:
+        """A copy of bytes of a segment; empty where it is gone."""
+        with self._tending:
+            for segment in self._segments:
+                if segment.number == number and not self.closed:
+                    return segment.read(start, stop)
+        return b""
+
+    def release(self, acked_seq: int) -> None:
+        """Delete the segments of which everything is stored."""
+        with self._tending:
+            with self.lock:
+                done = [s for s in self._segments if s.end is not None and s.last_seq <= acked_seq]
+                self._segments = [s for s in self._segments if s not in done]
+                if done:
+                    self._retry_at = 0.0
+            if self.forked:
+                return
+            for segment in done:
+                segment.close()
+                segment.path.unlink(missing_ok=True)
+
+    # -- the end ------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Let go: what is not stored is kept, for another process to ship."""
+        with self._tending, self.lock:
+            if self.closed or self.forked:
+                return
+            self.closed = True
+            self.limit = self.at = 0
+            self.block += 1
+            for segment in (*self._segments, *([self._spare] if self._spare else [])):
+                segment.close()
+            if self._spare is not None:
+                self._spare.path.unlink(missing_ok=True)
+            os.close(self._lock_descriptor)
+
+    def remove(self) -> None:
+        """Let go and delete the folder: everything in it is stored."""
+        if self.forked:
+            return
+        with self._tending, self.lock:
+            for segment in self._segments:
+                segment.path.unlink(missing_ok=True)
+            if not self.closed:
+                # The lock goes last: nobody takes a half-removed spool for a left-over one.
+                (self.folder / IDENTITY_FILE).unlink(missing_ok=True)
+        self.close()
+        (self.folder / LOCK_FILE).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self.folder.rmdir()
+
+    def forsake(self) -> None:
+        """In a forked child: this is the parent's; keep neither its lock nor its files."""
+        self.lock = threading.RLock()
+        self._tending = threading.Lock()
+        self.busy = False
+        self._warned = False
+        self._deferred.clear()
+        if self.closed or self.forked:
+            return
+        self.forked = True
+        self.limit = 0
+        self.dropped = 0
+        # The lock belongs to the open file, which a fork shares: kept open here it would outlive
+        # the parent.
+        os.close(self._lock_descriptor)
+        for segment in self._segments:
+            segment.close_descriptor()
+        if self._spare is not None:
+            self._spare.close_descriptor()

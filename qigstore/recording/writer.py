@@ -1,0 +1,262 @@
+"""The background writer: spool → repository, and the disk's durability, while training goes on."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import random
+import threading
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from time import monotonic, time_ns
+from typing import TYPE_CHECKING
+
+from qigstore.errors import NotStored, QigstoreError, StaleWriter
+from qigstore.recording.shipper import Shipper, Target
+from qigstore.recording.spool.quarantine import Quarantine
+from qigstore.recording.spool.reader import SpoolReader
+
+if TYPE_CHECKING:
+    from qigstore.recording.spool import Spool
+    from qigstore.repository import Store
+
+__all__ = ["Health", "Writer"]
+
+_log = logging.getLogger("qigstore")
+_SYNC_INTERVAL_S = 0.5
+"""Half of what is promised (1 s), so that a slow fsync still keeps it."""
+_BACK_OFF_S = (0.05, 5.0)
+_EXIT_TIMEOUT_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """How far the database is behind the training."""
+
+    lag_rows: int
+    lag_s: float
+    dropped_rows: int
+    repeated_rows: int
+    stored_rows: int
+    last_error: str | None
+    connected: bool
+    refused_rows: int = 0
+    stale: bool = False
+
+
+class Writer:
+    """Ships one spool. `start` it; `close` is a barrier; leaving it unclosed is safe but slower.
+
+    Two daemon threads: one talks to the database, the other to the disk, so that neither waits for
+    the other's bad day.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        spool: Spool,
+        *,
+        session_id: int,
+        attempt: int,
+        epoch: int,
+        flush_interval_s: float = 0.1,
+        batch_rows_max: int = 20_000,
+        heartbeat_interval_s: float = 5.0,
+        heartbeat: Callable[[], None] | None = None,
+    ) -> None:
+        identity = spool.identity
+        self._spool = spool
+        self._shipper = Shipper(
+            store,
+            SpoolReader(spool, identity.writer),
+            Target(identity.writer, epoch, session_id, attempt, identity.rank),
+            quarantine=Quarantine(spool.folder.parent, identity.writer),
+            rows_max=batch_rows_max,
+        )
+        self._flush_interval_s = flush_interval_s
+        self._heartbeat, self._heartbeat_interval_s = heartbeat, heartbeat_interval_s
+        self._heartbeat_at = 0.0
+        self._failures = 0
+        self._behind_since_ns: int | None = None
+        self._error: str | None = None
+        self._stale = False
+        self._stopping = self._closed = False
+        self._wake = threading.Event()
+        self._stop_disk = threading.Event()
+        self._news = threading.Condition()
+        self._threads = [
+            threading.Thread(target=self._run, name="qigstore-writer", daemon=True),
+            threading.Thread(target=self._keep_disk, name="qigstore-disk", daemon=True),
+        ]
+        self._at_exit: Callable[[], None] | None = None
+
+    def start(self) -> None:
+        """Begin."""
+        for thread in self._threads:
+            thread.start()
+        this = weakref.ref(self)
+
+        def at_exit() -> None:
+            writer = this()
+            if writer is not None:
+                writer._leave()
+
+        self._at_exit = at_exit
+        atexit.register(at_exit)
+
+    # -- the thread that talks to the database ---------------------------------------------------
+
+    def _run(self) -> None:
+        while not self._stopping:
+            self._wake.wait(self._pause_s())
+            self._wake.clear()
+            self._beat()
+            self._ship()
+        if not self._stale and not self._closed:
+            self._ship()
+
+    def _pause_s(self) -> float:
+        if self._stale:
+            return 60.0
+        if not self._failures:
+            return self._flush_interval_s
+        least, most = _BACK_OFF_S
+        longest = min(most, least * 2.0 ** min(self._failures, 10))
+        return longest * random.uniform(0.5, 1.0)  # noqa: S311 (jitter, not a secret)
+
+    def _ship(self) -> None:
+        if self._stale:
+            return
+        try:
+            while not self._closed and self._shipper.step():
+                self._spool.release(self._shipper.acked)
+                self._tell(None)
+            self._behind_since_ns = None
+            self._tell(None)
+        except StaleWriter as stale:
+            self._stale = True
+            self._spool.notify(str(stale))
+            self._tell(stale)
+        except Exception as error:
+            # Nothing is lost: the rows are in the spool, and the error is in `health`.
+            self._tell(error)
+
+    def _tell(self, error: Exception | None) -> None:
+        with self._news:
+            if error is None:
+                self._failures, self._error = 0, None
+            else:
+                if not self._failures:
+                    level = logging.WARNING if isinstance(error, QigstoreError) else logging.ERROR
+                    _log.log(level, "recorded rows wait in the spool: %s", error)
+                self._failures += 1
+                self._error = str(error) or type(error).__name__
+                self._behind_since_ns = self._behind_since_ns or time_ns()
+            self._news.notify_all()
+
+    def _beat(self) -> None:
+        if self._heartbeat is None or monotonic() < self._heartbeat_at or self._stale:
+            return
+        self._heartbeat_at = monotonic() + self._heartbeat_interval_s
+        try:
+            self._heartbeat()
+        except Exception as error:
+            self._tell(error)
+
+    # -- the thread that talks to the disk --------------------------------------------------------
+
+    def _keep_disk(self) -> None:
+        due, failing = 0.0, False
+        while not self._stop_disk.wait(min(self._flush_interval_s, _SYNC_INTERVAL_S)):
+            self._spool.prepare()
+            if monotonic() < due:
+                continue
+            due = monotonic() + _SYNC_INTERVAL_S
+            try:
+                self._spool.sync()
+                failing = False
+            except OSError as error:
+                if not failing:
+                    _log.warning("recorded rows are not durable: %s", error)
+                failing = True
+
+    # -- barriers -----------------------------------------------------------------------------
+
+    def flush(self, timeout_s: float = 30.0, *, durable: bool = False) -> None:
+        """Wait until every row recorded before this call is stored.
+
+        `durable`: on the disk first, whatever the database does.
+
+        Raises:
+            NotStored: the database did not take everything in time.
+            OSError: `durable`, and the disk refuses.
+        """
+        if self._spool.forked:
+            return
+        target = self._spool.seq
+        if durable:
+            self._spool.sync()
+        deadline = monotonic() + timeout_s
+        self._wake.set()
+        with self._news:
+            while self._shipper.acked < target:
+                left = deadline - monotonic()
+                if left <= 0 or self._stale or not self._threads[0].is_alive():
+                    raise self._not_stored(target, timeout_s)
+                self._news.wait(left)
+
+    def _not_stored(self, target: int, timeout_s: float) -> NotStored:
+        reason = self._error or f"the database took longer than {timeout_s:g} s"
+        return NotStored(target - self._shipper.acked, self._spool.folder, reason)
+
+    def close(self, timeout_s: float = 30.0) -> None:
+        """Store everything and remove the spool; a second call does nothing.
+
+        Raises:
+            NotStored: rows are left; the spool is released for another process to ship.
+        """
+        if self._closed or self._spool.forked:
+            return
+        try:
+            self.flush(timeout_s)
+        finally:
+            self._stopping = True
+            self._wake.set()
+            self._stop_disk.set()
+            self._threads[0].join(1.0 if self._error else timeout_s)
+            self._closed = True
+            self._threads[1].join(timeout_s)
+            if self._at_exit is not None:
+                atexit.unregister(self._at_exit)
+            if self._shipper.acked >= self._spool.seq:
+                self._spool.remove()
+            else:
+                self._spool.close()
+
+    def _leave(self) -> None:
+        try:
+            self.close(_EXIT_TIMEOUT_S)
+        except NotStored as waiting:
+            _log.warning("%s", waiting)
+
+    @property
+    def health(self) -> Health:
+        """Lag, losses and the last error, now."""
+        shipper, spool = self._shipper, self._spool
+        lag_rows = max(spool.seq - shipper.acked, 0)
+        return Health(
+            lag_rows=lag_rows,
+            lag_s=self._lag_s() if lag_rows else 0.0,
+            dropped_rows=spool.dropped,
+            repeated_rows=shipper.repeated,
+            stored_rows=shipper.rows,
+            last_error=self._error,
+            connected=self._error is None,
+            refused_rows=shipper.refused,
+            stale=self._stale,
+        )
+
+    def _lag_s(self) -> float:
+        since = self._behind_since_ns
+        return self._flush_interval_s if since is None else max(time_ns() - since, 0) / 1e9
