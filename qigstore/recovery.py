@@ -44,13 +44,14 @@ RECENT = 5
 POISON_LIMIT = 3
 SKIP_MARGIN = 10
 _EVENTS_MAX = 10_000
+_FEW, _MANY = 20, 10_000
 
 
 class _Sessions(Protocol):
     def attempts(self, session_id: int, /) -> list[AttemptInfo]: ...
     def set_lineage(
         self, attempt_id: UUID, resumed_from: UUID | None, resumed_step: int, /
-    ) -> None: ...
+    ) -> object: ...
 
 
 class _Telemetry(Protocol):
@@ -58,15 +59,15 @@ class _Telemetry(Protocol):
 
 
 class _Events(Protocol):
-    def list(self, session_id: int, /, *, limit: int = ...) -> list[Event]: ...
+    def list(self, session_id: int | None = None, /, *, limit: int = ...) -> list[Event]: ...
 
 
 class _Verified(Protocol):
-    def mark_verified(self, checkpoint_id: UUID, /) -> None: ...
+    def mark_verified(self, checkpoint_id: UUID, /) -> object: ...
 
 
 class _Decisions(Protocol):
-    def add(self, decision: Decision, /) -> None: ...
+    def add(self, decision: Decision, /) -> object: ...
 
 
 class RecoveryStore(Protocol):
@@ -242,47 +243,80 @@ def recover(
     """
     if not dry_run:
         manager.reconcile()
-    candidates = sorted(manager.candidates(), key=_age)
     known = _known(manager, repository, attempt)
-    settle = manager.retention.settle_steps
-    judged = {item.checkpoint.id: item for item in candidates}
-    for item in candidates:
-        why = poisoned(
-            item.checkpoint, known.attempts, known.progress, settle_steps=settle, limit=poison_limit
-        )
-        if item.healthy and why:
-            judged[item.checkpoint.id] = replace(item, healthy=False, reason=f"poison: {why}")
-    order = decide([judged[item.checkpoint.id] for item in candidates], policy=policy)
-    chosen, state, refused = _first_sound(manager, order, dry_run=dry_run)
-    judged |= refused
-    skip = None
-    if chosen is not None:
-        judged[chosen.id] = replace(judged[chosen.id], reason=_why(policy, chosen, order, refused))
-        skip = steps_to_skip(
-            chosen,
-            known.attempts,
-            known.progress,
-            known.events,
-            settle_steps=settle,
-            margin=skip_margin,
-        )
+    choice = _choose(manager, known, policy=policy, poison_limit=poison_limit, dry_run=dry_run)
+    chosen = choice.chosen
     decision = Decision(
         id=uuid4(),
         session_id=manager.session_id,
         policy=policy,
         chosen=chosen,
-        candidates=tuple(judged[item.checkpoint.id] for item in candidates),
-        reason=judged[chosen.id].reason if chosen else _why_none(candidates, has_default),
+        candidates=choice.candidates,
+        reason=choice.reason if chosen else _why_none(choice.candidates, has_default),
         decided_at=datetime.now(UTC),
         attempt=None if dry_run or attempt is None else attempt.number,
-        skip_steps=skip,
+        skip_steps=_skip(manager, chosen, known, skip_margin),
     )
     if not dry_run:
         _store(manager, repository, attempt, decision)
     if chosen is None and not has_default:
         reasons = [f"{_label(c.checkpoint)}: {c.reason}" for c in decision.candidates]
         raise NoHealthyCheckpoint(manager.session_name, reasons, decision=decision)
-    return state, decision
+    return choice.state, decision
+
+
+@dataclass(frozen=True, slots=True)
+class _Choice:
+    chosen: Checkpoint | None
+    state: Any
+    candidates: tuple[Candidate, ...]
+    reason: str = ""
+
+
+def _choose(
+    manager: CheckpointManager, known: _Known, *, policy: Policy, poison_limit: int, dry_run: bool
+) -> _Choice:
+    """Look at a few candidates first, at more only where none of them is sound."""
+    # The few are the best by Φ, so that another order must see them all.
+    limits = (_FEW, _MANY) if policy == "best" else (_MANY,)
+    for limit in limits:
+        found = sorted(manager.candidates(limit=limit), key=_age)
+        judged = {
+            item.checkpoint.id: _unless_poisoned(manager, item, known, poison_limit)
+            for item in found
+        }
+        order = decide([judged[item.checkpoint.id] for item in found], policy=policy)
+        chosen, state, refused = _first_sound(manager, order, dry_run=dry_run)
+        judged |= refused
+        if chosen is not None:
+            why = _why(policy, chosen, order, refused)
+            judged[chosen.id] = replace(judged[chosen.id], reason=why)
+            return _Choice(chosen, state, tuple(judged.values()), why)
+        if sum(item.healthy for item in found) < limit:
+            break
+    return _Choice(None, None, tuple(judged.values()))
+
+
+def _unless_poisoned(
+    manager: CheckpointManager, item: Candidate, known: _Known, limit: int
+) -> Candidate:
+    settle = manager.retention.settle_steps
+    why = poisoned(
+        item.checkpoint, known.attempts, known.progress, settle_steps=settle, limit=limit
+    )
+    if not item.healthy or not why:
+        return item
+    return replace(item, healthy=False, reason=f"poison: {why}")
+
+
+def _skip(
+    manager: CheckpointManager, chosen: Checkpoint | None, known: _Known, margin: int
+) -> tuple[int, int] | None:
+    if chosen is None:
+        return None
+    settle = manager.retention.settle_steps
+    attempts, progress, events = known.attempts, known.progress, known.events
+    return steps_to_skip(chosen, attempts, progress, events, settle_steps=settle, margin=margin)
 
 
 def _known(
@@ -290,9 +324,16 @@ def _known(
 ) -> _Known:
     if repository is None:
         return _Known((), {}, ())
-    mine = None if attempt is None else attempt.id
+    attempts = repository.sessions.attempts(manager.session_id)
+    if attempt is not None:
+        # A session has one living attempt: what came before ours has ended, heard of lately or not.
+        attempts = [
+            replace(item, status="lost") if item.status == "running" else item
+            for item in attempts
+            if item.number < attempt.number
+        ]
     return _Known(
-        [item for item in repository.sessions.attempts(manager.session_id) if item.id != mine],
+        attempts,
         repository.telemetry.progress(manager.session_id),
         repository.events.list(manager.session_id, limit=_EVENTS_MAX),
     )
@@ -408,9 +449,11 @@ def _row(decision: Decision, item: Candidate) -> tuple[str, str, str, str, str, 
     chosen = decision.chosen is not None and checkpoint.id == decision.chosen.id
     reason = " ".join(item.reason.split())
     if not chosen:
-        reason = _distinction(decision, item) + (
-            reason if not item.healthy else "healthy, not needed"
-        )
+        words = _distinction(decision, item)
+        if item.healthy:
+            reason = "; ".join([*words, "healthy, comes after"])
+        elif words:
+            reason = f"{', '.join(words)}, but {reason}"
     return (
         "chosen" if chosen else "refused" if not item.healthy else "-",
         str(checkpoint.id)[:8],
@@ -421,18 +464,12 @@ def _row(decision: Decision, item: Candidate) -> tuple[str, str, str, str, str, 
     )
 
 
-def _distinction(decision: Decision, item: Candidate) -> str:
-    """What a reader would ask about first: "newest, but …", "highest Φ, but …"."""
-    others = decision.candidates
+def _distinction(decision: Decision, item: Candidate) -> list[str]:
+    """What a reader would ask about first: why not the newest, why not the highest Φ?"""
     words = []
-    if item.checkpoint.kind == "emergency":
-        words.append("emergency checkpoint")
-    if min(others, key=_age).checkpoint.id == item.checkpoint.id:
+    if min(decision.candidates, key=_age).checkpoint.id == item.checkpoint.id:
         words.append("newest")
-    if item.checkpoint.phi is not None and (
-        min(others, key=_rank).checkpoint.id == item.checkpoint.id
-    ):
+    top = min(decision.candidates, key=_rank).checkpoint
+    if top.phi is not None and top.id == item.checkpoint.id:
         words.append("highest Φ")
-    if not words:
-        return ""
-    return ", ".join(words) + (", but " if words != ["emergency checkpoint"] else ": ")
+    return words

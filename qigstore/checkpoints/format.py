@@ -290,7 +290,7 @@ def decode_manifest(path: Path, data: bytes) -> Manifest:
     _check_format(path, fields)
     try:
         return _manifest(fields, digest)
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise CheckpointCorrupt(
             path, "the manifest's fields", expected=f"format {VERSION}", found=repr(error)[:200]
         ) from None

@@ -53,7 +53,13 @@ class CheckpointRows(Protocol):
         """Say that a checkpoint was deleted or quarantined."""
 
     def candidates(
-        self, session_id: int, /, *, settle_steps: int, phi_floor: float | None = None
+        self,
+        session_id: int,
+        /,
+        *,
+        settle_steps: int,
+        phi_floor: float | None = None,
+        limit: int = ...,
     ) -> list[Candidate]:
         """Every committed checkpoint, with whether it is fit to recover from, and why."""
 
@@ -309,6 +315,13 @@ class CheckpointKeeper:
             self._later.append(say)
             self._ship()
 
+    def _tell_status(self, checkpoint_id: UUID, status: CheckpointStatus, reason: str) -> None:
+        def say(rows: CheckpointRows) -> None:
+            with suppress(NotFound):  # a folder that never had its row needs none now
+                rows.set_status(checkpoint_id, status, reason=reason[:2000])
+
+        self._tell(say)
+
     def _ship(self) -> bool:
         while self._later and self._rows is not None:
             try:
@@ -341,8 +354,9 @@ class CheckpointKeeper:
             self._ship()
         return [item for item in found if rows.add(item)]
 
-    def candidates(self) -> list[Candidate]:
-        """Every checkpoint of the session and whether it is fit to recover from.
+    def candidates(self, *, limit: int = 10_000) -> list[Candidate]:
+        """The checkpoints of the session and whether each is fit to recover from, at most `limit`
+        of either kind, the highest Φ first.
 
         Raises:
             StoreError: the database is away.
@@ -353,6 +367,7 @@ class CheckpointKeeper:
             self.session_id,
             settle_steps=self.retention.settle_steps,
             phi_floor=self.phi_floor,
+            limit=limit,
         )
 
     def known(self) -> dict[UUID, Checkpoint]:
@@ -414,7 +429,7 @@ class CheckpointKeeper:
                 self._index.pop(checkpoint_id, None)
         with self._state:
             self._counts["pruned"] += 1
-        self._tell(lambda rows: rows.set_status(checkpoint_id, "deleted", reason=reason))
+        self._tell_status(checkpoint_id, "deleted", reason)
         return True
 
     def quarantine(self, checkpoint_id: UUID, reason: str) -> None:
@@ -424,7 +439,7 @@ class CheckpointKeeper:
         finally:
             with self._state:
                 self._index.pop(checkpoint_id, None)
-        self._tell(lambda rows: rows.set_status(checkpoint_id, "quarantined", reason=reason))
+        self._tell_status(checkpoint_id, "quarantined", reason)
 
     # ------------------------------------------------------------ loading
 

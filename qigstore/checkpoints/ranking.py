@@ -45,9 +45,9 @@ def judge(checkpoint: Checkpoint, *, phi_floor: float | None = None) -> Candidat
     if not checkpoint.weights_finite:
         return Candidate(checkpoint, healthy=False, reason="NaN or ±inf among its arrays")
     if checkpoint.kind == "emergency":
-        return Candidate(checkpoint, healthy=False, reason="saved in an emergency")
+        return Candidate(checkpoint, healthy=False, reason="an emergency checkpoint")
     if phi is None:
-        return Candidate(checkpoint, healthy=False, reason="no finite Φ was recorded with it")
+        return Candidate(checkpoint, healthy=False, reason="Φ was not measured")
     if phi_floor is not None and phi < phi_floor:
         return Candidate(checkpoint, healthy=False, reason=f"Φ {phi:g} is below {phi_floor:g}")
     return Candidate(checkpoint, healthy=True, reason=f"finite weights, Φ {phi:g}")

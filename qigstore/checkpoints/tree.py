@@ -183,8 +183,12 @@ class _Flattener:
     def _scalar(self, value: np.generic, path: tuple[Any, ...]) -> Any:
         if value.dtype.kind not in "biufcmMSU":
             raise CheckpointError(f"{_place(path)}: {_type_name(value)} cannot be saved")
-        raw = base64.b64encode(value.tobytes()).decode("ascii")
-        return {"scalar": raw, "dtype": value.dtype.str}
+        # NumPy gives an empty string one NUL; the text itself says it exactly.
+        if isinstance(value, np.str_):
+            raw = str(value).encode("utf-32-le", "surrogatepass")
+        else:
+            raw = bytes(value) if isinstance(value, np.bytes_) else value.tobytes()
+        return {"scalar": base64.b64encode(raw).decode("ascii"), "dtype": value.dtype.str}
 
     def _array(self, value: npt.NDArray[Any], path: tuple[Any, ...]) -> Any:
         # Two array objects over the same numbers are one array, as for tensors.
