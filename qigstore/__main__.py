@@ -1,0 +1,6 @@
+"""`python -m qigstore` is `qigstore`."""
+
+from qigstore.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,445 @@
+"""The five acts, in order; what each one claims is asked of the store and counted as a check."""
+
+from __future__ import annotations
+
+import math
+import secrets
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from qigstore.demo.ledger import Noted, count_recorded, read_ledger
+from qigstore.demo.processes import Child, Interrupts, Processes, Terminated
+from qigstore.demo.questions import Questions
+from qigstore.demo.screen import Check, Screen
+from qigstore.errors import EXIT_EMERGENCY, ConfigurationError, QigstoreError
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+    from qigstore.repository import Store
+
+__all__ = ["TOLERANCE", "Demo", "DemoFailed", "Plan", "run_demo"]
+
+TOLERANCE = 0.02
+"""How much lower the test accuracy may be than the undisturbed run's."""
+DEFAULT_SEED = 3
+"""Any seed will do; with this one Φ grows while the network learns."""
+_POLL_S, _ASK_EVERY_S, _STALL_S = 0.02, 0.25, 90.0
+
+
+class DemoFailed(QigstoreError):
+    """An act could not be played to its end.
+
+    Attributes:
+        exit_status: what `qigstore demo` ends with.
+    """
+
+    def __init__(self, words: str, exit_status: int = 1) -> None:
+        self.exit_status = exit_status
+        super().__init__(words)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is played: the sessions' names, how long, when the kill and the fault come."""
+
+    session: str
+    steps: int
+    every: int
+    seed: int
+    kill_at: int
+    fault_at: int
+    torch: bool
+
+    @classmethod
+    def of(cls, *, steps: int, seed: int = DEFAULT_SEED, torch: bool = False) -> Self:
+        """A plan under a fresh name, with the kill at a random step.
+
+        Raises:
+            ConfigurationError: what it needs is not installed.
+        """
+        needed = {"sklearn": "demo"} | ({"torch": "torch"} if torch else {})
+        for module, extra in needed.items():
+            if find_spec(module) is None:
+                name = {"sklearn": "scikit-learn", "torch": "PyTorch"}[module]
+                raise ConfigurationError(
+                    f"the demo needs {name}, which is not installed. "
+                    f"Run: pip install 'qigstore[{extra}]'"
+                )
+        every = max(steps // 20, 20)
+        random = secrets.SystemRandom()
+        return cls(
+            session=f"demo-{datetime.now(UTC):%Y%m%d}-{secrets.token_hex(3)}",
+            steps=steps,
+            every=every,
+            seed=seed,
+            kill_at=random.randrange(round(0.32 * steps), round(0.42 * steps)),
+            # Shortly after a regular checkpoint, so that this one has had no time to prove sound.
+            fault_at=round(0.65 * steps / every) * every + min(every, 48) // 4,
+            torch=torch,
+        )
+
+    @property
+    def control(self) -> str:
+        """Name of the undisturbed session."""
+        return f"{self.session}-undisturbed"
+
+    def arguments(self, session: str, ledger: Path) -> list[str]:
+        """The training script's words; the same at each start of a session."""
+        words = ["--session", session, "--ledger", str(ledger), "--steps", str(self.steps)]
+        words += ["--every", str(self.every), "--seed", str(self.seed)]
+        words += ["--fault-at", str(self.fault_at)] if session == self.session else []
+        return words + (["--torch"] if self.torch else [])
+
+
+class Demo:
+    """One performance; `play` returns the report."""
+
+    def __init__(self, plan: Plan, screen: Screen, store: Store, processes: Processes) -> None:
+        self.plan, self.screen = plan, screen
+        self._processes = processes
+        self.ask = Questions(store, plan.session, screen.note)
+        self.control = Questions(store, plan.control, screen.note)
+        self.checks: list[Check] = []
+        self.facts: dict[str, Any] = {}
+        self._act = ""
+
+    def play(self) -> dict[str, Any]:
+        """All five acts."""
+        from qigstore.demo.summary import summarise
+
+        began = time.monotonic()
+        control = self._start(self.plan.control)
+        first = self._train()
+        second = self._kill_and_restart(first)
+        self._fault(second)
+        self._recover(control)
+        summary = summarise(self)
+        return {
+            "ok": all(check.ok for check in self.checks),
+            "session": self.plan.session,
+            "undisturbed": self.plan.control,
+            "plan": asdict(self.plan),
+            "wall_s": round(time.monotonic() - began, 3),
+            "checks": [asdict(check) for check in self.checks],
+            **self.facts,
+            **summary,
+        }
+
+    # -- the acts -----------------------------------------------------------------------------
+
+    def _train(self) -> Child:
+        self._heading("a", "train and checkpoint")
+        child = self._start(self.plan.session)
+        self._follow(child, lambda recorded: recorded > self.plan.kill_at)
+        now, attempts = self.ask.now(), self.ask.attempts()
+        stored = int(attempts[0]["rows"]) if attempts else 0
+        self._check(
+            "readable",
+            now is not None and stored > 0 and attempts[0]["status"] == "running",
+            f"while it trains, SQL already reads {stored:,} of its steps",
+        )
+        saved = self.saved()
+        self._check(
+            "checkpoints",
+            sum(c["healthy"] for c in saved) > 0,
+            f"{len(saved)} checkpoints are committed, the best with Φ {_phi(saved)}",
+        )
+        return child
+
+    def _kill_and_restart(self, first: Child) -> Child:
+        self._heading("b", "kill -9 in the middle, then start again")
+        first.send(signal.SIGKILL)
+        status = first.wait()
+        noted = self._noted(1)
+        at_kill = int(self.ask.attempts()[0]["rows"])
+        waiting = len(noted.recorded) - at_kill
+        self._check(
+            "killed",
+            status == -signal.SIGKILL,
+            f"killed at step {max(noted.recorded)}: {len(noted.recorded):,} rows recorded, "
+            f"{at_kill:,} stored, {max(waiting, 0)} still in its spool",
+        )
+        second = self._start(self.plan.session)
+        self._follow(second, lambda recorded: recorded > len(noted.recorded), shown=False)
+        self._compare(1, noted)
+        lost = self.ask.attempts()[0]
+        self._check(
+            "lost",
+            lost["status"] == "lost",
+            f"attempt 1 is marked {lost['status']}: {lost['reason']}",
+        )
+        decision = self._decision(2)
+        self._check(
+            "resumed",
+            decision.get("step") is not None and decision["step"] <= max(noted.begun),
+            f"attempt 2 resumed from step {decision.get('step')}: {decision.get('reason')}",
+        )
+        self.facts["kill"] = {
+            "step": max(noted.recorded), "recorded": len(noted.recorded), "stored": at_kill,
+        }  # fmt: skip
+        return second
+
+    def _fault(self, child: Child) -> None:
+        plan = self.plan
+        self._heading("c", f"a fault: at step {plan.fault_at} the learning rate jumps to 40 times")
+        self._follow(child, lambda _: False, running=False)
+        status = child.wait()
+        self._check(
+            "exit status",
+            status == EXIT_EMERGENCY,
+            f"the run stopped itself with exit status {status}",
+        )
+        critical = [e for e in self.ask.events() if e["severity"] == "critical"]
+        event = critical[0] if critical else {}
+        self._check(
+            "event",
+            len(critical) == 1
+            and event["attempt"] == 2
+            and plan.fault_at <= event["step"] < plan.fault_at + 10,
+            f"the rule {event.get('rule')!r} fired at step {event.get('step')}: "
+            f"{event.get('message')}",
+        )
+        emergency = [c for c in self.saved() if c["kind"] == "emergency"]
+        saved = emergency[0] if emergency else {}
+        self._check(
+            "emergency checkpoint",
+            len(emergency) == 1 and saved["attempt"] == 2 and saved["step"] >= plan.fault_at,
+            f"the state at step {saved.get('step')} was saved as an emergency checkpoint",
+        )
+        ended = self.ask.attempts()[1]
+        self._check(
+            "aborted",
+            (ended["status"], ended["exit_status"]) == ("aborted", EXIT_EMERGENCY),
+            f"the store knows: attempt 2 {ended['status']}, exit status {ended['exit_status']}",
+        )
+        self._compare(2, self._noted(2))
+        self.facts["event"] = event
+
+    def _recover(self, control: Child) -> None:
+        self._heading("d", "start again: back to the best healthy checkpoint, round the fault")
+        saved = self.saved()
+        child = self._start(self.plan.session)
+        self._follow(child, lambda _: False, running=False)
+        status = child.wait()
+        self._check("completed", status == 0, f"attempt 3 ended with exit status {status}")
+        self._judge_decision(saved)
+        self._compare(3, self._noted(3))
+        if control.status is None:
+            self.screen.note("waiting for the undisturbed run")
+        undisturbed = control.wait(_STALL_S)
+        if undisturbed != 0:
+            raise DemoFailed(f"the undisturbed run ended with {_ended(control)}")
+        last = self.plan.steps - 1
+        found, expected = self.ask.accuracy(last), self.control.accuracy(last)
+        self._check(
+            "accuracy",
+            found is not None and expected is not None and found >= expected - TOLERANCE,
+            f"test accuracy {_percent(found)}; undisturbed {_percent(expected)} "
+            f"(allowed: {TOLERANCE * 100:.0f} points less)",
+        )
+        apart = self.ask.difference(self.plan.control, self.plan.fault_at)
+        self.screen.note(
+            f"against the undisturbed run, over the {apart['steps']:,} steps before the fault, the "
+            f"loss differs by {apart['largest']:.2g} at most"
+        )
+        self.facts["accuracy"] = {
+            "recovered": found, "undisturbed": expected, "tolerance": TOLERANCE,
+        }  # fmt: skip
+        self.facts["difference"] = apart
+
+    def _judge_decision(self, before: list[dict[str, Any]]) -> None:
+        decision = self._decision(3)
+        fit = [c for c in before if c["healthy"]]
+        newest = max((c for c in before if c["kind"] == "regular"), key=_age, default=None)
+        chosen: UUID | None = decision.get("checkpoint_id")
+        self._check(
+            "best healthy",
+            bool(fit) and chosen == fit[0]["id"],
+            f"it came back from step {decision.get('step')}: {decision.get('reason')}",
+        )
+        reasons = {c["id"]: c["reason"] for c in decision.get("candidates") or ()}
+        for kind, refused in (
+            ("emergency", next((c for c in before if c["kind"] == "emergency"), None)),
+            ("newest", newest),
+        ):
+            name = "the emergency one" if kind == "emergency" else "the newest regular one"
+            self._check(
+                f"not the {kind}",
+                refused is not None and not refused["healthy"] and chosen != refused["id"],
+                f"not {name}, step {refused and refused['step']}: "
+                f"{reasons.get(str(refused and refused['id']))}",
+            )
+        first, last = decision.get("skip_first"), decision.get("skip_last")
+        mine = {row["step"] for row in self.ask.rows() if row["attempt"] == 3}
+        spike = range(self.plan.fault_at, self.plan.fault_at + _spike_steps())
+        skipped = range(first, last + 1) if first is not None and last is not None else range(0)
+        expected = set(range(decision.get("step", 0) + 1, self.plan.steps)) - set(skipped)
+        self._check(
+            "skipped",
+            set(spike) <= set(skipped) and mine == expected,
+            f"it left out steps {first} to {last}, the fault among them, and trained all others up "
+            f"to step {max(mine, default=-1)}",
+        )
+
+    # -- what the acts share ------------------------------------------------------------------
+
+    def _heading(self, letter: str, title: str) -> None:
+        self._act = letter
+        self.screen.act(letter, title)
+
+    def _check(self, name: str, ok: bool, claim: str) -> None:
+        check = Check(self._act, name, bool(ok), claim)
+        self.checks.append(check)
+        self.screen.check(check)
+
+    def _start(self, session: str) -> Child:
+        ledger = self._processes.ledger(session)
+        return self._processes.start(self.plan.arguments(session, ledger))
+
+    def _noted(self, attempt: int) -> Noted:
+        return read_ledger(self._processes.ledger(self.plan.session)).get(attempt, Noted())
+
+    def saved(self) -> list[dict[str, Any]]:
+        """Checkpoints that are there, by Φ, each with whether it is healthy."""
+        from qigstore.demo.train import SETTLE_STEPS
+
+        return self.ask.checkpoints(SETTLE_STEPS)
+
+    def _decision(self, attempt: int) -> dict[str, Any]:
+        return next((d for d in self.ask.decisions() if d["attempt"] == attempt), {})
+
+    def _compare(self, attempt: int, noted: Noted) -> None:
+        """The script's own count against the store's rows, by step and by value."""
+        found = {r["step"]: r["loss"] for r in self.ask.rows() if r["attempt"] == attempt}
+        writer = self.ask.attempts()[attempt - 1]
+        missing = sum(step not in found for step in noted.recorded)
+        strange = sum(step not in noted.begun for step in found)
+        other = sum(not _same(found[s], loss) for s, loss in noted.begun.items() if s in found)
+        doubled = int(writer["repeated_rows"]) + (int(writer["acked_seq"]) - len(found))
+        self._check(
+            f"rows of attempt {attempt}",
+            bool(noted.recorded) and missing == strange == other == doubled == 0,
+            f"attempt {attempt}: {len(noted.recorded):,} rows recorded, {len(found):,} stored; "
+            f"{missing} missing, {doubled} doubled, {other} changed",
+        )
+        if len(found) == len(noted.recorded) + 1:
+            self.screen.note("(the one more was being recorded when it died, and is whole)")
+
+    def _follow(
+        self,
+        child: Child,
+        reached: Callable[[int], bool],
+        *,
+        shown: bool = True,
+        running: bool = True,
+    ) -> None:
+        """Watch a training until the ledger has reached something, or it has ended."""
+        ledger = self._processes.ledger(self.plan.session)
+        with self.screen.progress(self.plan.steps) as progress:
+            changed = asked = time.monotonic()
+            before, words = -1, ""
+            while True:
+                status = child.status
+                ended = status is not None
+                recorded, step = count_recorded(ledger)
+                if reached(recorded) and not ended:
+                    return
+                if ended:
+                    if running or status not in {0, EXIT_EMERGENCY}:
+                        raise DemoFailed(
+                            f"the training process ended with {_ended(child)}",
+                            1 if status is None or not 2 <= status <= 6 else status,
+                        )
+                    return
+                moment = time.monotonic()
+                if recorded != before:
+                    before, changed = recorded, moment
+                if moment - changed > _STALL_S:
+                    raise DemoFailed(f"the training process {child.pid} makes no progress")
+                if moment - asked > _ASK_EVERY_S or not words:
+                    asked, words = moment, _standing(self.ask.now(), recorded)
+                if shown:
+                    progress.show(step + 1, words)
+                time.sleep(_POLL_S)
+
+
+def run_demo(plan: Plan, *, quiet: bool = False) -> dict[str, Any]:
+    """Play the demo on the store that the settings name; the report of what it found.
+
+    Raises:
+        DemoFailed: an act could not be played to its end.
+        StoreUnavailable: no database answers.
+        SystemExit: Ctrl-C (130) or SIGTERM (143); every process it started has ended.
+    """
+    from qigstore.repository import open_store
+
+    screen = Screen(quiet=quiet)
+    screen.write(f"qigstore demo · session {plan.session}", "bold")
+    screen.note(f"{plan.steps:,} steps of a small network learning handwritten digits", "dim")
+    with Interrupts() as interrupts:
+        stack = ExitStack()
+        try:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="qigstore-demo-"))
+            store = stack.enter_context(open_store())
+            processes = stack.enter_context(Processes(interrupts, Path(folder)))
+            return Demo(plan, screen, store, processes).play()
+        except (KeyboardInterrupt, Terminated) as stop:
+            with interrupts.held():
+                stack.close()
+                interrupts.pending = None
+            sys.stderr.write(
+                "\nqigstore: interrupted; every process of the demo has ended. What was recorded "
+                f"stays: qigstore sessions show {plan.session}\n"
+            )
+            raise SystemExit(143 if isinstance(stop, Terminated) else 130) from None
+        finally:
+            with interrupts.held():
+                stack.close()
+                interrupts.pending = None
+
+
+def _standing(now: dict[str, Any] | None, recorded: int) -> str:
+    if now is None:
+        return f"{recorded:,} recorded; the database is away, rows wait in the spool"
+    if now.get("loss") is None:
+        return "starting"
+    phi = "" if now["phi"] is None else f"  Φ {now['phi']:.2f}"
+    return f"loss {now['loss']:.3f}{phi}  {recorded:,} recorded, {now['rows']:,} stored"
+
+
+def _ended(child: Child) -> str:
+    status = child.status
+    how = f"signal {-status}" if status is not None and status < 0 else f"exit status {status}"
+    return f"{how}: {child.last_words()}"
+
+
+def _phi(saved: list[dict[str, Any]]) -> str:
+    return f"{saved[0]['phi']:.3f}" if saved and saved[0]["phi"] is not None else "not measured"
+
+
+def _age(checkpoint: dict[str, Any]) -> tuple[int, int]:
+    return checkpoint["attempt"], checkpoint["step"]
+
+
+def _same(one: float | None, other: float) -> bool:
+    return one is not None and (one == other or (math.isnan(one) and math.isnan(other)))
+
+
+def _percent(value: float | None) -> str:
+    return "not recorded" if value is None else f"{value * 100:.2f} %"
+
+
+def _spike_steps() -> int:
+    from qigstore.demo.train import SPIKE_STEPS
+
+    return SPIKE_STEPS
