@@ -30,7 +30,8 @@ __all__ = ["Recorder"]
 A = TypeVar("A")
 
 _PLANS_MAX = 4_096
-_PLAIN = frozenset({float, int})
+_PLAIN = (float, int)
+# NumPy's float64 is a float too; a sum with any array, tensor or Decimal in it is not.
 
 
 class _Plan(Generic[A]):
@@ -95,7 +96,11 @@ class Recorder(Generic[A]):
         try:
             # One sum tells that all are plain numbers: an array, tensor, text or None among them
             # would have made it something else, or an error.
-            if tuple(metrics) != plan.names or step >> STEP_BITS or type(sum(values)) not in _PLAIN:
+            if (
+                tuple(metrics) != plan.names
+                or step >> STEP_BITS
+                or not isinstance(sum(values), _PLAIN)
+            ):
                 return self._record_slowly(step, metrics)
         except Exception:
             return self._record_slowly(step, metrics)

@@ -92,6 +92,8 @@ def to_number(name: str, value: Any) -> float:
         InvalidInput: it is no real scalar, or too large for one; says which metric.
     """
     expected = "a real number (Python, NumPy, a 0-d array or tensor), or None: not measured"
+    if isinstance(value, float):
+        return float(value)
     if isinstance(value, _NO_NUMBERS) or getattr(value, "ndim", 0) != 0:
         raise InvalidInput(name, value, expected)
     kind = getattr(value, "dtype", None)

@@ -6,10 +6,9 @@ import atexit
 import logging
 import random
 import threading
-import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
-from time import monotonic, time_ns
+from time import monotonic
 from typing import TYPE_CHECKING
 
 from qigstore.errors import NotStored, QigstoreError, StaleWriter
@@ -32,7 +31,14 @@ _EXIT_TIMEOUT_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """How far the database is behind the training."""
+    """How far the database is behind the training.
+
+    Attributes:
+        lag_rows, lag_s: rows not stored yet; since when there were some, at most.
+        dropped_rows: found no room in the spool. repeated_rows: replaced by a later record of
+            their step. refused_rows: in quarantine. gap_rows: lost to damage.
+        stale: another process took this writer's place.
+    """
 
     lag_rows: int
     lag_s: float
@@ -42,6 +48,7 @@ class Health:
     last_error: str | None
     connected: bool
     refused_rows: int = 0
+    gap_rows: int = 0
     stale: bool = False
 
 
@@ -78,7 +85,7 @@ class Writer:
         self._heartbeat, self._heartbeat_interval_s = heartbeat, heartbeat_interval_s
         self._heartbeat_at = 0.0
         self._failures = 0
-        self._behind_since_ns: int | None = None
+        self._abreast_at = monotonic()
         self._error: str | None = None
         self._stale = False
         self._stopping = self._closed = False
@@ -89,21 +96,12 @@ class Writer:
             threading.Thread(target=self._run, name="qigstore-writer", daemon=True),
             threading.Thread(target=self._keep_disk, name="qigstore-disk", daemon=True),
         ]
-        self._at_exit: Callable[[], None] | None = None
 
     def start(self) -> None:
         """Begin."""
         for thread in self._threads:
             thread.start()
-        this = weakref.ref(self)
-
-        def at_exit() -> None:
-            writer = this()
-            if writer is not None:
-                writer._leave()
-
-        self._at_exit = at_exit
-        atexit.register(at_exit)
+        atexit.register(self._leave)
 
     # -- the thread that talks to the database ---------------------------------------------------
 
@@ -132,7 +130,7 @@ class Writer:
             while not self._closed and self._shipper.step():
                 self._spool.release(self._shipper.acked)
                 self._tell(None)
-            self._behind_since_ns = None
+            self._abreast_at = monotonic()
             self._tell(None)
         except StaleWriter as stale:
             self._stale = True
@@ -152,7 +150,6 @@ class Writer:
                     _log.log(level, "recorded rows wait in the spool: %s", error)
                 self._failures += 1
                 self._error = str(error) or type(error).__name__
-                self._behind_since_ns = self._behind_since_ns or time_ns()
             self._news.notify_all()
 
     def _beat(self) -> None:
@@ -227,8 +224,7 @@ class Writer:
             self._threads[0].join(1.0 if self._error else timeout_s)
             self._closed = True
             self._threads[1].join(timeout_s)
-            if self._at_exit is not None:
-                atexit.unregister(self._at_exit)
+            atexit.unregister(self._leave)
             if self._shipper.acked >= self._spool.seq:
                 self._spool.remove()
             else:
@@ -247,16 +243,13 @@ class Writer:
         lag_rows = max(spool.seq - shipper.acked, 0)
         return Health(
             lag_rows=lag_rows,
-            lag_s=self._lag_s() if lag_rows else 0.0,
+            lag_s=monotonic() - self._abreast_at if lag_rows else 0.0,
             dropped_rows=spool.dropped,
             repeated_rows=shipper.repeated,
             stored_rows=shipper.rows,
             last_error=self._error,
             connected=self._error is None,
             refused_rows=shipper.refused,
+            gap_rows=shipper.gap,
             stale=self._stale,
         )
-
-    def _lag_s(self) -> float:
-        since = self._behind_since_ns
-        return self._flush_interval_s if since is None else max(time_ns() - since, 0) / 1e9

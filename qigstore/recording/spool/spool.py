@@ -107,8 +107,7 @@ class Spool:
         self._warned = False
         self._notice = ""
         self._folder_dirty = True
-        if not self._next_segment(0):
-            raise SpoolFull(folder, "no room for the first segment")
+        self._go_on(self._allocate())
         _spools.add(self)
 
     @classmethod
@@ -275,6 +274,10 @@ class Spool:
                 self._retry_at = monotonic() + _RETRY_INTERVAL_S
                 self._warn_once(str(full))
                 return False
+        self._go_on(segment)
+        return True
+
+    def _go_on(self, segment: Segment) -> None:
         if self._active is not None:
             self._active.seal(self.at, self.seq)
         segment.begin(self.identity.writer, self.seq + 1)
@@ -284,7 +287,6 @@ class Spool:
         self.at = HEAD_BYTES
         self._begin_block()
         self._warned = False
-        return True
 
     def _allocate(self, need: int = 0) -> Segment:
         size = max(self._segment_bytes, -(-(HEAD_BYTES + need) // _PAGE) * _PAGE)
