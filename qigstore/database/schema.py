@@ -105,12 +105,21 @@ writer = Table(
     "writer",
     metadata,
     Column("id", UUID(as_uuid=True), primary_key=True),
-    Column("attempt_id", UUID(as_uuid=True), ForeignKey(attempt.c.id, ondelete="CASCADE")),
+    Column(
+        "attempt_id",
+        UUID(as_uuid=True),
+        ForeignKey(attempt.c.id, ondelete="CASCADE"),
+        nullable=False,
+    ),
     Column("rank", Integer, nullable=False, server_default=text("0")),
     # The fence: a batch is stored only by the holder of this epoch, only right after acked_seq.
     Column("epoch", BigInteger, nullable=False, server_default=text("1")),
     Column("acked_seq", BigInteger, nullable=False, server_default=text("0")),
+    # Kept in the batch's own transaction, so that counting and bounding a session reads no row of
+    # telemetry: rows it has there now, records replaced by a later one of their step, and bounds.
+    Column("stored_rows", BigInteger, nullable=False, server_default=text("0")),
     Column("repeated_rows", BigInteger, nullable=False, server_default=text("0")),
+    Column("min_step", BigInteger),
     Column("max_step", BigInteger),
     _time("created_at", required=True),
     _time("stored_at"),
@@ -178,6 +187,15 @@ event = Table(
     _time("acknowledged_at"),
     _time("resolved_at"),
     Index(None, "session_id", "attempt", "step"),
+    # The next critical event after a checkpoint: one probe says whether it is healthy.
+    Index(
+        "ix_event_critical",
+        "session_id",
+        "attempt",
+        "step",
+        "id",
+        postgresql_where=text("severity = 'critical'"),
+    ),
     CheckConstraint("severity IN ('info', 'warning', 'critical')", name="severity_known"),
 )
 
@@ -213,6 +231,14 @@ checkpoint = Table(
         text("step DESC"),
         "id",
         postgresql_where=text("status = 'committed' AND phi IS NOT NULL"),
+    ),
+    # What the ranking leaves out and recovery still gives a reason for.
+    Index(
+        "ix_checkpoint_unranked",
+        "session_id",
+        text("step DESC"),
+        "id",
+        postgresql_where=text("status = 'quarantined' OR (status = 'committed' AND phi IS NULL)"),
     ),
     Index(None, "session_id", "step"),
 )

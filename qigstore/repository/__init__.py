@@ -1,0 +1,77 @@
+"""The repository: everything the store keeps, one noun a file, each method one transaction."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from qigstore.repository.batches import AppendResult, RowGroup, TelemetryBatch
+from qigstore.repository.checkpoints import Checkpoints
+from qigstore.repository.decisions import Decisions
+from qigstore.repository.events import Events
+from qigstore.repository.sessions import Sessions
+from qigstore.repository.telemetry import RowCount, Telemetry
+from qigstore.repository.writers import Writers, WriterState
+
+if TYPE_CHECKING:
+    from qigstore.database.engine import Database
+
+__all__ = [
+    "AppendResult",
+    "RowCount",
+    "RowGroup",
+    "Store",
+    "TelemetryBatch",
+    "WriterState",
+    "open_store",
+]
+
+
+class Store:
+    """All repositories on one database; any number of threads may use it.
+
+    Attributes:
+        sessions, writers, telemetry, events, checkpoints, decisions: one repository a noun.
+        database: where they keep it.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        self.sessions = Sessions(database)
+        self.writers = Writers(database)
+        self.telemetry = Telemetry(database)
+        self.events = Events(database)
+        self.checkpoints = Checkpoints(database)
+        self.decisions = Decisions(database)
+
+    def __repr__(self) -> str:
+        return f"Store({self.database.address!r})"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close every connection; the embedded server stops if this was its last user."""
+        self.database.dispose()
+
+
+def open_store(**settings: Any) -> Store:
+    """Open the store that the settings name: `dsn`, `home` and the others of `qigstore.Settings`.
+
+    Raises:
+        ConfigurationError: a setting that cannot be used.
+        StoreUnavailable: the database cannot be reached, or the embedded server not started.
+        SchemaOutdated: its schema is not this version's.
+    """
+    from qigstore.database.engine import open_database
+    from qigstore.settings import load_settings
+
+    return Store(open_database(load_settings(**settings)))

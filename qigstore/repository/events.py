@@ -1,0 +1,98 @@
+"""Events: what a rule, a signal or a person raised, kept once however often it is sent."""
+
+from __future__ import annotations
+
+import builtins
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, get_args
+from uuid import UUID
+
+from sqlalchemy import Connection, func, select, update
+from sqlalchemy.dialects.postgresql import insert
+
+from qigstore.database.schema import event as events
+from qigstore.errors import InvalidInput
+from qigstore.records import Event, Severity
+from qigstore.repository.lookup import find, must_exist
+from qigstore.repository.texts import document, optional_text, text_value
+
+if TYPE_CHECKING:
+    from qigstore.database.engine import Database
+
+__all__ = ["Events"]
+
+
+class Events:
+    """Keeps events and finds them again."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def add(self, event: Event) -> bool:
+        """Keep an event; False where that id was there already.
+
+        Raises:
+            NotFound: there is no such session.
+            InvalidInput: a value that cannot be stored.
+        """
+        _known("severity", event.severity)
+        values = asdict(event) | {
+            "rule": text_value("rule", event.rule),
+            "message": text_value("message", event.message),
+            "metric": optional_text("metric", event.metric),
+            "action": optional_text("action", event.action),
+            "detail": document("detail", event.detail),
+        }
+        with self._database.begin() as connection:
+            must_exist(connection, event.session_id)
+            added = connection.execute(insert(events).values(values).on_conflict_do_nothing())
+            return added.rowcount == 1
+
+    def list(
+        self,
+        session_id: int | None = None,
+        *,
+        severity: Severity | None = None,
+        limit: int = 100,
+    ) -> builtins.list[Event]:
+        """Events, the newest first."""
+        query = select(events).order_by(events.c.raised_at.desc(), events.c.id).limit(limit)
+        if session_id is not None:
+            query = query.where(events.c.session_id == session_id)
+        if severity is not None:
+            _known("severity", severity)
+            query = query.where(events.c.severity == severity)
+        with self._database.begin() as connection:
+            return [Event(**row._mapping) for row in connection.execute(query)]
+
+    def get(self, event_id: UUID | str) -> Event:
+        """The event of that id, or whose id alone begins with those hex digits (4 or more).
+
+        Raises:
+            NotFound: there is none, or several begin so; the error names them.
+        """
+        with self._database.begin() as connection:
+            return _get(connection, event_id)
+
+    def acknowledge(self, event_id: UUID | str) -> Event:
+        """Note that somebody saw an event; the first time counts.
+
+        Raises:
+            NotFound: as `get`.
+        """
+        with self._database.begin() as connection:
+            found = _get(connection, event_id)
+            first = func.coalesce(events.c.acknowledged_at, func.now())
+            change = update(events).where(events.c.id == found.id).values(acknowledged_at=first)
+            connection.execute(change)
+            return _get(connection, found.id)
+
+
+def _get(connection: Connection, event_id: UUID | str) -> Event:
+    row: Any = find(connection, events, "event", event_id)
+    return Event(**row._mapping)
+
+
+def _known(name: str, value: str) -> None:
+    if value not in get_args(Severity):
+        raise InvalidInput(name, value, f"one of {', '.join(get_args(Severity))}")

@@ -1,0 +1,46 @@
+"""Finding one row by its id, or by the first digits of it."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Connection, Row, Table, select
+
+from qigstore.database.schema import session as sessions
+from qigstore.errors import NotFound
+from qigstore.repository.texts import prefix_range
+
+__all__ = ["find", "must_exist"]
+
+_MATCHES_NAMED = 5
+
+
+def find(connection: Connection, table: Table, kind: str, given: UUID | str) -> Row[Any]:
+    """The row of that id, or the only one whose id begins with those hex digits.
+
+    Raises:
+        NotFound: there is none, or several begin so; the error names them.
+    """
+    least, most = (given, given) if isinstance(given, UUID) else prefix_range(kind, given)
+    query = select(table).where(table.c.id.between(least, most)).order_by(table.c.id)
+    rows = connection.execute(query.limit(_MATCHES_NAMED + 1)).all()
+    if len(rows) == 1:
+        return rows[0]
+    if not rows:
+        raise NotFound(kind, given)
+    matches = [str(row.id) for row in rows[:_MATCHES_NAMED]]
+    more = " and more" if len(rows) > _MATCHES_NAMED else ""
+    hint = f"{len(matches)} ids{more} begin so; give more digits"
+    raise NotFound(kind, given, near=matches, hint=hint)
+
+
+def must_exist(connection: Connection, session_id: int) -> None:
+    """Lock a session's row against removal until the transaction ends.
+
+    Raises:
+        NotFound: there is no such session.
+    """
+    query = select(sessions.c.id).where(sessions.c.id == session_id)
+    if connection.execute(query.with_for_update(read=True, key_share=True)).first() is None:
+        raise NotFound("session", session_id)

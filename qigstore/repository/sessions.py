@@ -1,0 +1,265 @@
+"""Sessions and their attempts: opened, numbered, kept alive, closed."""
+
+from __future__ import annotations
+
+import builtins
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, get_args
+from uuid import UUID
+
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Row,
+    Select,
+    and_,
+    case,
+    func,
+    insert,
+    literal,
+    or_,
+    select,
+    true,
+    update,
+)
+from sqlalchemy.dialects.postgresql import insert as upsert
+
+from qigstore.database.schema import attempt as attempts
+from qigstore.database.schema import session as sessions
+from qigstore.database.schema import writer as writers
+from qigstore.database.views import LOST_AFTER_S
+from qigstore.errors import InvalidInput, NotFound
+from qigstore.records import AttemptInfo, AttemptStatus, SessionInfo
+from qigstore.repository.texts import document, line, near, optional_text, text_value
+
+if TYPE_CHECKING:
+    from qigstore.database.engine import Database
+
+__all__ = ["Sessions"]
+
+_NAMES_COMPARED = 1000
+_INT4_MAX, _INT8_MAX = 2**31 - 1, 2**63 - 1
+
+
+def _status(limit_s: float) -> ColumnElement[str]:
+    """The stored status, but 'lost' for one that runs and has not been heard of."""
+    silent = attempts.c.heartbeat_at < func.now() - timedelta(seconds=limit_s)
+    return case(
+        (and_(attempts.c.status == "running", silent), literal("lost")), else_=attempts.c.status
+    )
+
+
+class Sessions:
+    """Opens sessions and attempts, and says how they stand."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def open(self, name: str, config: Mapping[str, Any]) -> SessionInfo:
+        """The session of that name; made where it is new, with `config` as its first one.
+
+        Raises:
+            InvalidInput: a name or configuration that cannot be stored.
+        """
+        values = {"name": line("session name", name), "config": document("config", config)}
+        with self._database.begin() as connection:
+            found = _find(connection, name)
+            if found is None:
+                connection.execute(upsert(sessions).values(values).on_conflict_do_nothing())
+                found = _find(connection, name)
+            assert found is not None
+            return found
+
+    def get(self, name: str, *, heartbeat_limit_s: float = LOST_AFTER_S) -> SessionInfo:
+        """The session of that name.
+
+        Raises:
+            NotFound: there is none; the error names the nearest.
+        """
+        line("session name", name)
+        with self._database.begin() as connection:
+            found = _find(connection, name, heartbeat_limit_s)
+            if found is not None:
+                return found
+            names = select(sessions.c.name).order_by(sessions.c.id.desc()).limit(_NAMES_COMPARED)
+            known = list(connection.execute(names).scalars())
+        raise NotFound("session", name, near=near(name, known), hint="See `qigstore sessions`")
+
+    def by_id(self, session_id: int, *, heartbeat_limit_s: float = LOST_AFTER_S) -> SessionInfo:
+        """The session of that number, as other records refer to it.
+
+        Raises:
+            NotFound: there is none.
+        """
+        query = _info(heartbeat_limit_s).where(sessions.c.id == session_id)
+        with self._database.begin() as connection:
+            row = connection.execute(query).first()
+        if row is None:
+            raise NotFound("session", session_id)
+        return SessionInfo(*row)
+
+    def list(
+        self, limit: int = 50, offset: int = 0, *, heartbeat_limit_s: float = LOST_AFTER_S
+    ) -> builtins.list[SessionInfo]:
+        """Sessions, the newest first."""
+        query = _info(heartbeat_limit_s).order_by(sessions.c.id.desc()).limit(limit).offset(offset)
+        with self._database.begin() as connection:
+            return [SessionInfo(*row) for row in connection.execute(query)]
+
+    def open_attempt(
+        self, session_id: int, attempt_id: UUID, *, host: str, pid: int, config: Mapping[str, Any]
+    ) -> AttemptInfo:
+        """Open the next attempt; the same id again gives the same attempt.
+
+        Raises:
+            NotFound: there is no such session.
+            InvalidInput: the id is of another session, or a value cannot be stored.
+        """
+        if not 0 <= pid <= _INT8_MAX:
+            raise InvalidInput("pid", pid, f"0 to {_INT8_MAX}")
+        values = {"host": text_value("host", host), "config": document("config", config)}
+        lock = select(sessions.c.id).where(sessions.c.id == session_id)
+        last = select(func.coalesce(func.max(attempts.c.number), 0)).where(
+            attempts.c.session_id == session_id
+        )
+        with self._database.begin() as connection:
+            if connection.execute(lock.with_for_update(key_share=True)).first() is None:
+                raise NotFound("session", session_id)
+            if (known := _attempt(connection, attempt_id)) is None:
+                number = connection.execute(last).scalar_one() + 1
+                connection.execute(
+                    insert(attempts).values(
+                        id=attempt_id, session_id=session_id, number=number, pid=pid, **values
+                    )
+                )
+                known = _attempt(connection, attempt_id)
+        assert known is not None
+        if known.session_id != session_id:
+            raise InvalidInput("attempt", str(attempt_id), f"an attempt of session {session_id}")
+        return known
+
+    def set_lineage(self, attempt_id: UUID, resumed_from: UUID | None, resumed_step: int) -> None:
+        """Note the checkpoint that an attempt resumed from; step -1: it started afresh.
+
+        Raises:
+            NotFound: there is no such attempt.
+        """
+        if not -1 <= resumed_step <= _INT8_MAX:
+            raise InvalidInput("resumed_step", resumed_step, "a step, or -1")
+        change = update(attempts).where(attempts.c.id == attempt_id)
+        with self._database.begin() as connection:
+            changed = connection.execute(
+                change.values(resumed_from=resumed_from, resumed_step=resumed_step)
+            )
+            if changed.rowcount == 0:
+                raise NotFound("attempt", attempt_id)
+
+    def heartbeat(self, attempt_id: UUID) -> bool:
+        """Say that an attempt lives; False where somebody closed it."""
+        mine = and_(attempts.c.id == attempt_id, attempts.c.status == "running")
+        with self._database.begin() as connection:
+            beat = connection.execute(update(attempts).where(mine).values(heartbeat_at=func.now()))
+            return beat.rowcount == 1
+
+    def close_attempt(
+        self,
+        attempt_id: UUID,
+        status: AttemptStatus,
+        *,
+        reason: str | None = None,
+        exit_status: int | None = None,
+    ) -> bool:
+        """Note how an attempt ended; False where that was known already.
+
+        A lost one may turn out to have ended otherwise; any other end is final. A lost attempt
+        ended at its last heartbeat, as far as anybody knows.
+
+        Raises:
+            NotFound: there is no such attempt.
+            InvalidInput: a status that is no end.
+        """
+        ends = [known for known in get_args(AttemptStatus) if known != "running"]
+        if status not in ends:
+            raise InvalidInput("status", status, f"one of {', '.join(ends)}")
+        if exit_status is not None and not -_INT4_MAX <= exit_status <= _INT4_MAX:
+            raise InvalidInput("exit_status", exit_status, "a 32-bit number")
+        is_open = or_(
+            attempts.c.status == "running",
+            and_(attempts.c.status == "lost", literal(status) != "lost"),
+        )
+        ended = attempts.c.heartbeat_at if status == "lost" else func.now()
+        values = {
+            "status": status,
+            "reason": optional_text("reason", reason),
+            "exit_status": exit_status,
+            "ended_at": ended,
+        }
+        with self._database.begin() as connection:
+            closed = connection.execute(
+                update(attempts).where(attempts.c.id == attempt_id, is_open).values(values)
+            )
+            if closed.rowcount == 0 and _attempt(connection, attempt_id) is None:
+                raise NotFound("attempt", attempt_id)
+            return closed.rowcount == 1
+
+    def attempts(
+        self, session_id: int, *, heartbeat_limit_s: float = LOST_AFTER_S
+    ) -> builtins.list[AttemptInfo]:
+        """Attempts of a session by number; one that runs unheard of is shown as lost."""
+        query = _attempts(heartbeat_limit_s).where(attempts.c.session_id == session_id)
+        with self._database.begin() as connection:
+            return [
+                _attempt_info(row) for row in connection.execute(query.order_by(attempts.c.number))
+            ]
+
+
+def _info(limit_s: float) -> Select[Any]:
+    """Sessions with the standing of their newest attempt, in the order of `SessionInfo`."""
+    newest = (
+        select(_status(limit_s).label("status"))
+        .where(attempts.c.session_id == sessions.c.id)
+        .order_by(attempts.c.number.desc())
+        .limit(1)
+        .lateral("newest")
+    )
+    mine = select(
+        func.count(attempts.c.id.distinct()).label("attempts"),
+        func.greatest(func.max(attempts.c.heartbeat_at), func.max(writers.c.stored_at)).label(
+            "last_seen_at"
+        ),
+    )
+    both = attempts.outerjoin(writers, writers.c.attempt_id == attempts.c.id)
+    seen = mine.select_from(both).where(attempts.c.session_id == sessions.c.id).lateral("seen")
+    last = (
+        select(func.max(writers.c.max_step).label("step"))
+        .select_from(attempts.join(writers, writers.c.attempt_id == attempts.c.id))
+        .where(attempts.c.session_id == sessions.c.id, writers.c.max_step.is_not(None))
+        .group_by(attempts.c.number)
+        .order_by(attempts.c.number.desc())
+        .limit(1)
+        .lateral("last")
+    )
+    columns = (sessions.c.id, sessions.c.name, sessions.c.config, sessions.c.created_at)
+    standing = (seen.c.attempts, newest.c.status, last.c.step, seen.c.last_seen_at)
+    joined = sessions.join(seen, true()).outerjoin(newest, true()).outerjoin(last, true())
+    return select(*columns, *standing).select_from(joined)
+
+
+def _find(connection: Connection, name: str, limit_s: float = LOST_AFTER_S) -> SessionInfo | None:
+    row = connection.execute(_info(limit_s).where(sessions.c.name == name)).first()
+    return None if row is None else SessionInfo(*row)
+
+
+def _attempts(limit_s: float) -> Select[Any]:
+    columns = [column for column in attempts.c if column.name != "status"]
+    return select(*columns, _status(limit_s).label("status"))
+
+
+def _attempt(connection: Connection, attempt_id: UUID) -> AttemptInfo | None:
+    row = connection.execute(_attempts(LOST_AFTER_S).where(attempts.c.id == attempt_id)).first()
+    return None if row is None else _attempt_info(row)
+
+
+def _attempt_info(row: Row[Any]) -> AttemptInfo:
+    return AttemptInfo(**row._mapping)

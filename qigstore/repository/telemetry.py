@@ -1,0 +1,426 @@
+"""Telemetry: stored exactly once by a fenced binary COPY, read back row by row."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from threading import Lock
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from sqlalchemy import Connection, Select, select
+
+from qigstore.database.schema import attempt as attempts
+from qigstore.database.schema import basin as basins
+from qigstore.database.schema import metric as metrics
+from qigstore.database.schema import telemetry, writer
+from qigstore.database.views import REGIMES, canonical_telemetry
+from qigstore.errors import InvalidInput, NotFound, StaleWriter
+from qigstore.records import STANDARD_METRICS, TelemetryRow
+from qigstore.repository import copy_binary as wire
+from qigstore.repository.batches import NO_REGIME, AppendResult, RowGroup, TelemetryBatch
+
+if TYPE_CHECKING:
+    import psycopg
+
+    from qigstore.database.engine import Database
+
+    Cursor = psycopg.Cursor[tuple[Any, ...]]
+
+__all__ = ["CUSTOM_METRICS_MAX", "RowCount", "Telemetry"]
+
+CUSTOM_METRICS_MAX = 10_000
+"""Custom metrics of one session: each row's array is as long as the last one it uses."""
+
+_SESSIONS_CACHED = 64
+_STANDARD = frozenset(STANDARD_METRICS)
+_KEY = ("session_id", "attempt", "rank", "step")
+
+_FENCE = """
+SELECT w.epoch, w.acked_seq, w.max_step, a.session_id, a.number, w.rank
+FROM qigstore.writer w JOIN qigstore.attempt a ON a.id = w.attempt_id
+WHERE w.id = %s FOR NO KEY UPDATE OF w"""
+_ADVANCE = """
+UPDATE qigstore.writer
+SET acked_seq = %(last)s, stored_rows = stored_rows + %(rows)s,
+    repeated_rows = repeated_rows + %(repeated)s, min_step = least(min_step, %(least)s),
+    max_step = greatest(max_step, %(most)s), stored_at = now()
+WHERE id = %(writer)s AND epoch = %(epoch)s AND acked_seq = %(first)s - 1"""
+_NAMED = "SELECT name, position FROM qigstore.metric WHERE session_id = %s AND name = ANY(%s)"
+# Not FOR UPDATE: that would make every row that refers to the session wait.
+_LOCK_SESSION = "SELECT id FROM qigstore.session WHERE id = %s FOR NO KEY UPDATE"
+_LAST_POSITION = "SELECT coalesce(max(position), 0) FROM qigstore.metric WHERE session_id = %s"
+_NAME = """
+INSERT INTO qigstore.metric (session_id, position, name)
+SELECT %s, n.position, n.name FROM unnest(%s::int[], %s::text[]) AS n (position, name)"""
+_REMOVE = """
+DELETE FROM qigstore.{} WHERE session_id = %s AND attempt = %s AND rank = %s
+AND step = ANY(%s::bigint[])"""
+_REMOVE_ROWS, _REMOVE_BASINS = _REMOVE.format("telemetry"), _REMOVE.format("basin")
+
+
+class RowCount(NamedTuple):
+    """How much one rank of one attempt stored, and between which steps."""
+
+    attempt: int
+    rank: int
+    rows: int
+    first_step: int
+    last_step: int
+
+
+class Telemetry:
+    """Stores batches and reads rows.
+
+    Reading takes steps as `range` does: `start` included, `stop` not.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._positions: OrderedDict[int, dict[str, int]] = OrderedDict()
+        self._lock = Lock()
+
+    def append(self, batch: TelemetryBatch) -> AppendResult:
+        """Store a batch, whole or not at all; once, however often it is sent.
+
+        Raises:
+            StaleWriter: another process took the writer over, or the batch does not follow what is
+                settled (a note tells which).
+            NotFound: there is no such writer.
+            InvalidInput: the batch is not of the writer's session, attempt and rank.
+            StoreUnavailable: the database did not answer; whether the batch was stored is in
+                `writers.state`.
+        """
+        with self._database.raw() as connection, connection.cursor() as cursor:
+            fence = _fence(cursor, batch)
+            if fence is None:
+                return AppendResult(0, 0)
+            groups = batch.latest()
+            positions = self._named(cursor, batch.session_id, groups)
+            kept = sum(map(len, groups))
+            replaced = _remove_repeated(cursor, batch, groups, fence.max_step)
+            _copy(cursor, batch, groups, positions)
+            repeated = batch.rows - kept + replaced
+            _advance(cursor, batch, groups, rows=kept - replaced, repeated=repeated)
+        # Only now: before the commit, positions given out above may yet be undone.
+        self._remember(batch.session_id, positions)
+        return AppendResult(batch.rows, repeated)
+
+    def _named(self, cursor: Cursor, session_id: int, groups: Sequence[RowGroup]) -> dict[str, int]:
+        """Positions of the custom metrics in these groups; new ones get the next positions."""
+        wanted = dict.fromkeys(n for group in groups for n in group.names if n not in _STANDARD)
+        with self._lock:
+            known = self._positions.get(session_id, {})
+            found = {name: known[name] for name in wanted if name in known}
+        missing = [name for name in wanted if name not in found]
+        if missing:
+            found |= dict(cursor.execute(_NAMED, (session_id, missing)).fetchall())
+            missing = [name for name in missing if name not in found]
+        if missing:
+            found |= _name(cursor, session_id, missing)
+        return found
+
+    def _remember(self, session_id: int, positions: Mapping[str, int]) -> None:
+        with self._lock:
+            self._positions.setdefault(session_id, {}).update(positions)
+            self._positions.move_to_end(session_id)
+            while len(self._positions) > _SESSIONS_CACHED:
+                self._positions.popitem(last=False)
+
+    def latest(self, session_id: int) -> TelemetryRow | None:
+        """The greatest step of the newest attempt that stored any (of its first rank)."""
+        newest = (
+            select(attempts.c.number, writer.c.rank)
+            .join(writer, writer.c.attempt_id == attempts.c.id)
+            .where(attempts.c.session_id == session_id, writer.c.max_step.is_not(None))
+            .order_by(attempts.c.number.desc(), writer.c.rank)
+            .limit(1)
+            .subquery()
+        )
+        query = (
+            select(telemetry)
+            .join(newest, telemetry.c.attempt == newest.c.number)
+            .where(telemetry.c.session_id == session_id, telemetry.c.rank == newest.c.rank)
+            .order_by(telemetry.c.step.desc())
+            .limit(1)
+        )
+        with self._database.begin() as connection:
+            rows = list(_read(connection, session_id, query))
+        return rows[0] if rows else None
+
+    def rows(
+        self,
+        session_id: int,
+        *,
+        attempt: int | None = None,
+        rank: int = 0,
+        start: int | None = None,
+        stop: int | None = None,
+        limit: int | None = None,
+    ) -> list[TelemetryRow]:
+        """Rows of one rank by attempt and step; `attempt=None`: of every attempt."""
+        columns = telemetry.c
+        query = select(telemetry).where(columns.session_id == session_id, columns.rank == rank)
+        if attempt is not None:
+            query = query.where(columns.attempt == attempt)
+        query = _between(query, columns.step, start, stop).limit(limit)
+        with self._database.begin() as connection:
+            ordered = query.order_by(columns.attempt, columns.step)
+            return list(_read(connection, session_id, ordered))
+
+    def canonical(
+        self,
+        session_id: int,
+        *,
+        rank: int = 0,
+        start: int | None = None,
+        stop: int | None = None,
+        limit: int | None = None,
+    ) -> list[TelemetryRow]:
+        """For each step the row of the newest attempt that reached it, by step."""
+        view = canonical_telemetry.c
+        columns = [view[column.name] for column in telemetry.c]
+        query = select(*columns).where(view.session_id == session_id, view.rank == rank)
+        query = _between(query, view.step, start, stop).order_by(view.step).limit(limit)
+        with self._database.begin() as connection:
+            return list(_read(connection, session_id, query))
+
+    def counts(self, session_id: int) -> list[RowCount]:
+        """Rows of each attempt and rank, with first and last step."""
+        query = (
+            select(
+                attempts.c.number,
+                writer.c.rank,
+                writer.c.stored_rows,
+                writer.c.min_step,
+                writer.c.max_step,
+            )
+            .join(writer, writer.c.attempt_id == attempts.c.id)
+            .where(attempts.c.session_id == session_id, writer.c.max_step.is_not(None))
+            .order_by(attempts.c.number, writer.c.rank)
+        )
+        with self._database.begin() as connection:
+            return [RowCount(*row) for row in connection.execute(query)]
+
+    def progress(self, session_id: int) -> dict[int, int]:
+        """The greatest step of each attempt that stored any."""
+        last: dict[int, int] = {}
+        for count in self.counts(session_id):
+            last[count.attempt] = max(count.last_step, last.get(count.attempt, count.last_step))
+        return last
+
+    def basin(
+        self, session_id: int, attempt: int, rank: int, step: int
+    ) -> NDArray[np.float64] | None:
+        """The distribution p recorded at a step, or None."""
+        key = (session_id, attempt, rank, step)
+        query = select(basins.c.root).where(
+            *(basins.c[name] == value for name, value in zip(_KEY, key, strict=True))
+        )
+        with self._database.begin() as connection:
+            root = connection.execute(query).scalar()
+        return None if root is None else np.square(np.array(root, dtype=np.float64))
+
+
+class _Fence(NamedTuple):
+    max_step: int | None
+
+
+def _fence(cursor: Cursor, batch: TelemetryBatch) -> _Fence | None:
+    """Lock the writer's row and decide; None: the batch is stored already."""
+    row = cursor.execute(_FENCE, (batch.writer,)).fetchone()
+    if row is None:
+        raise NotFound("writer", batch.writer)
+    epoch, acked, max_step, *of = row
+    if of != [batch.session_id, batch.attempt, batch.rank]:
+        given = f"session {batch.session_id}, attempt {batch.attempt}, rank {batch.rank}"
+        raise InvalidInput("batch", given, "session {}, attempt {}, rank {}".format(*of))
+    if epoch == batch.epoch and acked >= batch.last_seq:
+        return None
+    if epoch != batch.epoch or acked != batch.first_seq - 1:
+        error = StaleWriter(batch.writer, batch.epoch, epoch)
+        error.add_note(
+            f"the batch holds records {batch.first_seq} to {batch.last_seq}; settled are those up "
+            f"to {acked}"
+        )
+        raise error
+    return _Fence(max_step)
+
+
+def _advance(
+    cursor: Cursor, batch: TelemetryBatch, groups: Sequence[RowGroup], *, rows: int, repeated: int
+) -> None:
+    """Move the fence, in the rows' own transaction; the condition is the promise itself."""
+    values = {
+        "writer": batch.writer,
+        "epoch": batch.epoch,
+        "first": batch.first_seq,
+        "last": batch.last_seq,
+        "rows": rows,
+        "repeated": repeated,
+        "least": min((int(group.step.min()) for group in groups), default=None),
+        "most": max((int(group.step.max()) for group in groups), default=None),
+    }
+    if cursor.execute(_ADVANCE, values).rowcount != 1:
+        raise StaleWriter(batch.writer, batch.epoch, None)
+
+
+def _name(cursor: Cursor, session_id: int, names: Sequence[str]) -> dict[str, int]:
+    """Give new names the next positions, one process at a time in a session."""
+    if cursor.execute(_LOCK_SESSION, (session_id,)).fetchone() is None:
+        raise NotFound("session", session_id)
+    # Another rank may have named them while this one waited for the lock.
+    found: dict[str, int] = dict(cursor.execute(_NAMED, (session_id, list(names))).fetchall())
+    new = [name for name in names if name not in found]
+    row = cursor.execute(_LAST_POSITION, (session_id,)).fetchone()
+    last: int = row[0] if row else 0
+    if last + len(new) > CUSTOM_METRICS_MAX:
+        expected = f"at most {CUSTOM_METRICS_MAX} custom metrics in a session"
+        raise InvalidInput("metric name", new[0], expected)
+    given = dict(zip(new, range(last + 1, last + 1 + len(new)), strict=True))
+    if given:
+        cursor.execute(_NAME, (session_id, list(given.values()), list(given)))
+    return found | given
+
+
+def _remove_repeated(
+    cursor: Cursor, batch: TelemetryBatch, groups: Sequence[RowGroup], max_step: int | None
+) -> int:
+    """Delete stored rows whose step comes again; most batches are past every stored step."""
+    if max_step is None:
+        return 0
+    steps = [step for group in groups for step in group.step[group.step <= max_step].tolist()]
+    if not steps:
+        return 0
+    key = (batch.session_id, batch.attempt, batch.rank, steps)
+    cursor.execute(_REMOVE_BASINS, key)
+    return cursor.execute(_REMOVE_ROWS, key).rowcount
+
+
+def _copy(
+    cursor: Cursor,
+    batch: TelemetryBatch,
+    groups: Sequence[RowGroup],
+    positions: Mapping[str, int],
+) -> None:
+    if not groups:
+        return
+    used = {name for group in groups for name in group.names}
+    standard = [name for name in STANDARD_METRICS if name in used]
+    custom = ["custom"] if len(used) > len(standard) else []
+    columns = [*_KEY, "seq", "recorded_at", "regime", *standard, *custom]
+    parts = (
+        (_row_fields(batch, part, standard, positions if custom else None), len(part))
+        for group in groups
+        for part in _by_regime(group)
+    )
+    _send(cursor, "telemetry", columns, parts)
+    with_basins = [group for group in groups if group.basins is not None]
+    if with_basins:
+        parts = ((_basin_fields(batch, group), len(group)) for group in with_basins)
+        _send(cursor, "basin", [*_KEY, "root"], parts)
+
+
+def _send(
+    cursor: Cursor,
+    table: str,
+    columns: Sequence[str],
+    parts: Iterable[tuple[Sequence[wire.Field], int]],
+) -> None:
+    statement = f"COPY qigstore.{table} ({', '.join(columns)}) FROM STDIN (FORMAT BINARY)"
+    with cursor.copy(statement) as copy:
+        for block in wire.stream(parts):
+            copy.write(block)
+
+
+def _by_regime(group: RowGroup) -> Iterator[RowGroup]:
+    """Rows with a regime and rows without one are two layouts: NULL has no bytes."""
+    known = group.regime != NO_REGIME
+    if known.all() or not known.any():
+        yield group
+    else:
+        yield from (group.take(known), group.take(~known))
+
+
+def _key_fields(batch: TelemetryBatch, group: RowGroup) -> list[wire.Field]:
+    return [
+        wire.Constant(batch.session_id, 8),
+        wire.Constant(batch.attempt, 4),
+        wire.Constant(batch.rank, 4),
+        wire.Integers(group.step, 8),
+    ]
+
+
+def _row_fields(
+    batch: TelemetryBatch,
+    group: RowGroup,
+    standard: Sequence[str],
+    positions: Mapping[str, int] | None,
+) -> list[wire.Field]:
+    at = {name: column for column, name in enumerate(group.names)}
+    fields = _key_fields(batch, group)
+    fields += [wire.Integers(group.seq, 8), wire.Integers(wire.timestamps(group.time_ns), 8)]
+    known = group.regime[0] != NO_REGIME
+    fields.append(wire.Integers(group.regime, 2) if known else wire.Nulls())
+    run: list[int] = []
+    for name in standard:
+        if name in at:
+            run.append(at[name])
+            continue
+        if run:
+            fields.append(wire.Floats(group.values[:, run]))
+            run = []
+        fields.append(wire.Nulls())
+    if run:
+        fields.append(wire.Floats(group.values[:, run]))
+    if positions is not None:
+        fields.append(_custom_field(group, positions))
+    return fields
+
+
+def _custom_field(group: RowGroup, positions: Mapping[str, int]) -> wire.Field:
+    placed = sorted(
+        (positions[name] - 1, column)
+        for column, name in enumerate(group.names)
+        if name not in _STANDARD
+    )
+    if not placed:
+        return wire.Nulls()
+    places, columns = (np.array(part, dtype=np.int64) for part in zip(*placed, strict=True))
+    return wire.Array(group.values[:, columns], places)
+
+
+def _basin_fields(batch: TelemetryBatch, group: RowGroup) -> list[wire.Field]:
+    assert group.basins is not None
+    places = np.arange(group.basins.shape[1], dtype=np.int64)
+    return [*_key_fields(batch, group), wire.Array(np.sqrt(group.basins), places)]
+
+
+def _between(query: Select[Any], step: Any, start: int | None, stop: int | None) -> Select[Any]:
+    if start is not None:
+        query = query.where(step >= start)
+    return query if stop is None else query.where(step < stop)
+
+
+def _read(connection: Connection, session_id: int, query: Select[Any]) -> Iterator[TelemetryRow]:
+    """Rows of a query whose columns are those of `telemetry`, in their order."""
+    rows = connection.execute(query).all()
+    # After the rows, so that a metric that a rank names in this moment has its name, too.
+    names = dict(
+        connection.execute(
+            select(metrics.c.position, metrics.c.name).where(metrics.c.session_id == session_id)
+        ).tuples()
+    )
+    for row in rows:
+        _, attempt, rank, step, seq, recorded_at, regime, *values, custom = row
+        measured = {
+            name: value
+            for name, value in zip(STANDARD_METRICS, values, strict=True)
+            if value is not None
+        }
+        for position, value in enumerate(custom or (), start=1):
+            if value is not None:
+                measured[names[position]] = value
+        known = regime if isinstance(regime, str) or regime is None else REGIMES[regime]
+        yield TelemetryRow(attempt, rank, step, seq, recorded_at, known, measured)
