@@ -20,7 +20,7 @@ from qigstore.checkpoints import CheckpointManager, CheckpointStore, Retention
 from qigstore.database.engine import open_database
 from qigstore.errors import CheckpointError, InvalidInput, NotStored, StoreError
 from qigstore.recording import EventLog, Recorder, Writer
-from qigstore.records import AttemptStatus, Decision, Event
+from qigstore.records import AttemptStatus, CheckpointKind, Decision, Event
 from qigstore.recovery import Policy, explain, recover
 from qigstore.repository import Store
 from qigstore.safety.detectors import Alarm
@@ -110,7 +110,7 @@ class Rooms:
             _RULES: self.rules.state(),
             _REFERENCE: None if reference is None else reference.tolist(),
         }
-        kind = "emergency" if self._in_alarm else "regular"
+        kind: CheckpointKind = "emergency" if self._in_alarm else "regular"
         if self.emergency.stop.event is not None:
             metadata["event"] = str(self.emergency.stop.event.id)
         saved = self.checkpoints.save(
@@ -228,6 +228,9 @@ def _build(settings: Settings, store: Store, claimed: Claim, rules: RuleSet) -> 
 
     recorder = Recorder(claimed.spool, bind_rules=rules.bind)
 
+    def heartbeat() -> None:
+        store.sessions.heartbeat(attempt.id)
+
     def notice_signal(signum: int) -> None:
         reason = f"{Signals(signum).name} received"
         emergency.request_stop(reason, signum=signum, step=recorder.last_step)
@@ -244,8 +247,10 @@ def _build(settings: Settings, store: Store, claimed: Claim, rules: RuleSet) -> 
             session_id=session.id,
             attempt=attempt.number,
             epoch=claimed.epoch,
-            heartbeat=partial(store.sessions.heartbeat, attempt.id),
-            settings=settings,
+            flush_interval_s=settings.flush_interval_s,
+            batch_rows_max=settings.batch_rows_max,
+            heartbeat_interval_s=settings.heartbeat_interval_s,
+            heartbeat=heartbeat,
         ),
         checkpoints=CheckpointManager(
             CheckpointStore(settings.checkpoint_root),

@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from qigkernels.regimes import NO_REGIME, RegimeDetector, RegimeThresholds
+from qigkernels.regimes import NO_REGIME, Regime, RegimeDetector, RegimeThresholds
 from qigstore.recording.geometry import BasinTrack
 from qigstore.recording.values import (
     RESERVED,
@@ -22,6 +22,9 @@ from qigstore.recording.values import (
 )
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from qigstore.recording.spool import Spool
     from qigstore.recording.spool.frame import Layout
 
@@ -78,7 +81,7 @@ class Recorder(Generic[A]):
         self._track = BasinTrack()
         self._plan: _Plan[A] = _Plan(("",), None, None)
         self._plans: OrderedDict[tuple[tuple[str, ...], int], _Plan[A]] = OrderedDict()
-        self._last: tuple[int, tuple[str, ...], Sequence[float]] = (-1, (), ())
+        self._last: tuple[int, tuple[str, ...], Sequence[float], int] = (-1, (), (), NO_REGIME)
 
     def record(self, step: int, metrics: Mapping[str, Any]) -> Sequence[A]:
         """Add one row; the alarms that the rules raise about it, `()` as a rule.
@@ -113,7 +116,7 @@ class Recorder(Generic[A]):
                 spool.append(layout, step, regime, values)
             except (TypeError, ValueError, OverflowError, ArithmeticError):
                 return self._record_slowly(step, metrics)
-            self._last = (step, plan.names, values)
+            self._last = (step, plan.names, values, regime)
             if plan.check is not None:
                 return plan.check(step, values)
         return ()
@@ -152,7 +155,7 @@ class Recorder(Generic[A]):
                 self._track.advance(point)
             if point is None:
                 self._plan = plan
-            self._last = (number, plan.names, values)
+            self._last = (number, plan.names, values, code)
             return () if plan.check is None else plan.check(number, values)
 
     def _plan_of(self, names: tuple[str, ...], dimension: int) -> _Plan[A]:
@@ -171,7 +174,7 @@ class Recorder(Generic[A]):
     @property
     def last(self) -> Mapping[str, float]:
         """Metrics of the last row."""
-        _, names, values = self._last
+        _, names, values, _ = self._last
         return dict(zip(names, values, strict=True))
 
     @property
@@ -179,6 +182,17 @@ class Recorder(Generic[A]):
         """Step of the last row; None before the first."""
         step = self._last[0]
         return None if step < 0 else step
+
+    @property
+    def last_regime(self) -> str | None:
+        """Regime of the last row."""
+        code = self._last[3]
+        return None if code == NO_REGIME else Regime.from_code(code).value
+
+    @property
+    def reference_basin(self) -> NDArray[np.float64] | None:
+        """The distribution that `basin_distance` is measured from."""
+        return self._track.reference
 
     def set_reference_basin(self, basin: Any) -> None:
         """Measure `basin_distance` from here; the first basin recorded is the reference otherwise.
