@@ -83,19 +83,27 @@ class BasinTrack:
 
 
 def _curvature(before: Basin, here: Basin, after: Basin) -> float | None:
+    from qigkernels.simplex import distance
+
+    back, forth = _direction(here, before), _direction(here, after)
+    if back is None or forth is None:
+        return None
+    gap, total = forth + back, forth - back
+    angle = 2.0 * math.atan2(math.sqrt(gap.dot(gap)), math.sqrt(total.dot(total)))
+    length = distance(before, here, check=False) + distance(here, after, check=False)
+    return 2.0 * angle / float(length)
+
+
+def _direction(here: Basin, there: Basin) -> Basin | None:
+    """Unit tangent at √here towards √there, on the sphere of roots; None where they are equal.
+
+    In roots, not in p-coordinates, so that a basin on the boundary has its directions too.
+    """
     import numpy as np
 
-    from qigkernels.simplex import log
-
-    # Tangents in root coordinates, where the metric is Euclidean: w = v / √p (0 where p is).
-    root = np.sqrt(here)
-    safe = np.where(root > 0.0, root, 1.0)
-    back = log(here, before, check=False) / safe
-    forth = log(here, after, check=False) / safe
-    arrived, left = math.sqrt(back.dot(back)), math.sqrt(forth.dot(forth))
-    if not arrived or not left:
-        return None
-    a, b = -back / arrived, forth / left
-    gap, total = a - b, a + b
-    angle = 2.0 * math.atan2(math.sqrt(gap.dot(gap)), math.sqrt(total.dot(total)))
-    return 2.0 * angle / (arrived + left)
+    u, v = np.sqrt(here), np.sqrt(there)
+    total = u + v
+    chord = (there - here) / np.where(total > 0.0, total, 1.0)
+    tangent = chord - u * (u.dot(chord) / u.dot(u))
+    length = math.sqrt(tangent.dot(tangent))
+    return tangent / length if length else None
