@@ -151,19 +151,22 @@ class CheckpointStore:
             needed = staged.size + _SPARE_BYTES
             raise OSError(errno.ENOSPC, f"it needs {needed} bytes, {free} are free", str(folder))
         target, fresh = folder / str(info.id), folder / f"{_TMP}{info.id}"
-        with disk.locked(folder):
-            if os.path.lexists(target) or os.path.lexists(fresh):
-                raise CheckpointError(f"{target} exists already; an id is never written twice")
-            disk.mkdir(fresh)
-            lock = self._lock(fresh)
+        made, lock = False, None
         try:
+            with disk.locked(folder):
+                if os.path.lexists(target) or os.path.lexists(fresh):
+                    raise CheckpointError(f"{target} exists already; an id is never written twice")
+                disk.mkdir(fresh)
+                made = True
+                lock = self._lock(fresh)
             manifest = self._write(fresh, staged, info)
             disk.rename(fresh, target)
             disk.fsync_folder(folder)
         except BaseException:
             # What stays behind on a disk that fails is found by clean() later.
             with suppress(OSError):
-                self._discard(fresh)
+                if made:
+                    self._discard(fresh)
             raise
         finally:
             if lock is not None:
