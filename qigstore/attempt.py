@@ -67,7 +67,7 @@ def claim(
             created_at=datetime.now(UTC),
         )
         spool = Spool.create(
-            settings.spool_root,
+            settings.spool_root / str(store.id),
             identity,
             segment_bytes=settings.segment_bytes,
             bytes_max=settings.spool_bytes_max,
@@ -83,13 +83,13 @@ def settle_leftovers(store: Store, settings: Settings) -> tuple[DrainReport, ...
     """Ship the spools and event logs of dead processes; show their attempts as lost."""
     from qigstore.recording import EventLog, drain_leftovers
 
-    reports = tuple(drain_leftovers(settings.spool_root, store))
+    reports = tuple(drain_leftovers(settings.spool_root / str(store.id), store))
     for report in reports:
         if not report.busy and report.error is None and report.attempt_id is not None:
             store.sessions.close_attempt(
                 report.attempt_id, "lost", reason="its process ended without closing it"
             )
-    EventLog(settings.event_root).ship(store.events.add)
+    EventLog(settings.event_root / str(store.id)).ship(store.events.add)
     return reports
 
 

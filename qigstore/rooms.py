@@ -208,7 +208,7 @@ def open_rooms(
 
 def _build(settings: Settings, store: Store, claimed: Claim, rules: RuleSet) -> Rooms:
     session, attempt = claimed.session, claimed.attempt
-    log = EventLog(settings.event_root)
+    log = EventLog(settings.event_root / str(store.id))
     wanted: list[str] = []
 
     def write_event(event: Event) -> object:

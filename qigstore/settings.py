@@ -87,12 +87,12 @@ class Settings(BaseSettings):
 
     @property
     def spool_root(self) -> Path:
-        """Folder of spools, one folder a writer below it."""
+        """Folder of spools: below it a folder a store, below that a folder a writer."""
         return self.home / "spool"
 
     @property
     def event_root(self) -> Path:
-        """Folder of emergency logs (JSON)."""
+        """Folder of emergency logs (JSON): below it a folder a store."""
         return self.home / "events"
 
     @property

@@ -44,6 +44,7 @@ _METRICS = [
 
 def upgrade() -> None:
     """Make everything; the schema itself is there, for Alembic's own table."""
+    _store()
     _sessions()
     _writers()
     _telemetry()
@@ -89,6 +90,20 @@ def _check(name: str, condition: str) -> sa.CheckConstraint:
 def _index(name: str, table: str, *columns: str | sa.TextClause, where: str = "") -> None:
     condition = sa.text(where) if where else None
     op.create_index(name, table, columns, schema=_SCHEMA, postgresql_where=condition)
+
+
+def _store() -> None:
+    """Which store this is."""
+    op.create_table(
+        "store",
+        sa.Column("only", sa.Boolean(), server_default=sa.text("true"), nullable=False),
+        sa.Column("id", sa.UUID(), server_default=sa.text("gen_random_uuid()"), nullable=False),
+        _time("created_at", required=True),
+        _check("ck_store_only_one", '"only"'),
+        sa.PrimaryKeyConstraint("only", name=op.f("pk_store")),
+        schema=_SCHEMA,
+    )
+    op.execute(f"INSERT INTO {_SCHEMA}.store DEFAULT VALUES")
 
 
 def _sessions() -> None:
@@ -305,6 +320,7 @@ def _recovery() -> None:
 
 
 _TABLES = (
+    "store",
     "session",
     "attempt",
     "writer",

@@ -37,6 +37,7 @@ __all__ = [
     "metric",
     "recovery_event",
     "session",
+    "store",
     "telemetry",
     "writer",
 ]
@@ -64,6 +65,17 @@ def _time(name: str, *, required: bool = False) -> Column[object]:
     default = _NOW if required else None
     return Column(name, DateTime(timezone=True), nullable=not required, server_default=default)
 
+
+# Which store this is. What a process keeps in files for later (spools, event logs) it keeps under
+# this name, so that rows recorded for one database are never shipped into another.
+store = Table(
+    "store",
+    metadata,
+    Column("only", Boolean, primary_key=True, server_default=text("true")),
+    Column("id", UUID(as_uuid=True), nullable=False, server_default=text("gen_random_uuid()")),
+    _time("created_at", required=True),
+    CheckConstraint('"only"', name="only_one"),
+)
 
 session = Table(
     "session",

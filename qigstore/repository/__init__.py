@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
+from uuid import UUID
 
+from sqlalchemy import select
+
+from qigstore.database import schema
 from qigstore.repository.batches import AppendResult, RowGroup, TelemetryBatch
 from qigstore.repository.checkpoints import Checkpoints
 from qigstore.repository.decisions import Decisions
@@ -43,6 +47,15 @@ class Store:
         self.events = Events(database)
         self.checkpoints = Checkpoints(database)
         self.decisions = Decisions(database)
+        self._id: UUID | None = None
+
+    @property
+    def id(self) -> UUID:
+        """Which store this is: made with the schema, the same from every host and after a move."""
+        if self._id is None:
+            with self.database.begin() as connection:
+                self._id = connection.execute(select(schema.store.c.id)).scalar_one()
+        return self._id
 
     def __repr__(self) -> str:
         return f"Store({self.database.address!r})"

@@ -407,11 +407,8 @@ def _read(connection: Connection, session_id: int, query: Select[Any]) -> Iterat
     """Rows of a query whose columns are those of `telemetry`, in their order."""
     rows = connection.execute(query).all()
     # After the rows, so that a metric that a rank names in this moment has its name, too.
-    names = dict(
-        connection.execute(
-            select(metrics.c.position, metrics.c.name).where(metrics.c.session_id == session_id)
-        ).tuples()
-    )
+    named = select(metrics.c.position, metrics.c.name).where(metrics.c.session_id == session_id)
+    names = {row.position: row.name for row in connection.execute(named)}
     for row in rows:
         _, attempt, rank, step, seq, recorded_at, regime, *values, custom = row
         measured = {
