@@ -167,9 +167,9 @@ class Ewma(_Rule):
     """A jump: z against the running mean, z > `warn` `warn_run` times in a row, or z > `fire`.
 
     `severity` and `action` are those of z > `fire`; the warning is always a warning that records.
-    No alarm in the first `warm_up` values. False alarms in 300,000 synthetic steps: none for normal,
-    uniform and mildly skewed noise, 1 for Laplace and gamma(4), 11 for Student t with 5 degrees, 16
-    for a lag-one correlation of 0.9: ask for a larger `fire` or `warn_run` there.
+    No alarm in the first `warm_up` values. False alarms in 300,000 synthetic steps: none for
+    normal, uniform or mildly skewed noise; about 1 for Laplace, gamma(4) or a lag-one correlation
+    of 0.5; 11 for Student t with 5 degrees; 16 for a correlation of 0.9: raise `fire` there.
     """
 
     metric: str

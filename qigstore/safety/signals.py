@@ -29,6 +29,7 @@ _log = logging.getLogger(__name__)
 
 _POKE, _STOP = 0, 255  # bytes that no signal number uses
 _POKE_BYTE = bytes([_POKE])
+_CALLBACK_WAIT_S = 2.0
 
 Disposition = Callable[[int, FrameType | None], Any] | int | signal.Handlers | None
 
@@ -121,6 +122,7 @@ class SignalWatch:
         self._read_fd = self._write_fd = -1
         self._earlier = _Wakeup(-1)
         self._thread: threading.Thread | None = None
+        self._call_thread: threading.Thread | None = None
 
     def install(self) -> bool:
         """Begin to watch; False, with one warning, where Python allows no handler.
@@ -186,10 +188,12 @@ class SignalWatch:
 
         SIG_DFL ends the process here, so that the parent sees the true status; an earlier Python
         handler runs here (`KeyboardInterrupt` comes from this call). Nothing received: only
-        restores.
+        restores. An `on_signal` that is still writing gets two seconds more.
         """
         self.restore()
         signum = self.signum
+        if self._call_thread is not None and self._call_thread.is_alive():
+            self._call_thread.join(_CALLBACK_WAIT_S)
         if signum is None or signum not in self._previous:
             return
         earlier = _in_force(self._previous[signum], signum)
@@ -254,10 +258,10 @@ class SignalWatch:
             reason = f"signal {signum} asked this process to leave"
             self._deadline.start(self._deadline_s, 128 + signum, reason)
         # A thread of its own: while it writes, this one has to notice the second signal.
-        call = threading.Thread(
+        self._call_thread = threading.Thread(
             target=self._call, args=(signum,), name="qigstore-on-signal", daemon=True
         )
-        _start(call, "on_signal was not called")
+        _start(self._call_thread, "on_signal was not called")
 
     def _call(self, signum: int) -> None:
         try:

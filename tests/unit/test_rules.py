@@ -55,7 +55,7 @@ QUIET: dict[str, Series] = {
     "log-normal": lambda rng: np.exp(0.15 * rng.standard_normal(STEPS)),
     "gamma": lambda rng: rng.gamma(30.0, 1.0, STEPS),
     "uniform": lambda rng: rng.random(STEPS),
-    "memory 0.5": lambda rng: correlated(rng, 0.5),
+    "memory 0.3": lambda rng: correlated(rng, 0.3),
     "noise that comes and goes": lambda rng: (
         2 + 0.05 * (1.2 + np.sin(TIME / 500)) * rng.standard_normal(STEPS)
     ),

@@ -1,0 +1,449 @@
+"""Signals against real child processes: noticed at once, never a hang, the true status outside."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+
+from qigstore.safety.signals import SignalWatch
+
+LIMIT_S = 60
+ROOT = Path(__file__).parent.parent.parent
+
+PRELUDE = """
+import os, signal, sys, threading, time
+from qigstore.safety.signals import SignalWatch
+
+def say(*words):
+    os.write(1, (" ".join(map(str, words)) + "\\n").encode())
+"""
+
+# A loop with the ways of a recording one: a lock, a log, a queue, allocation, a write a step.
+RECORDING = """
+import logging, queue
+log, lock, rows = logging.getLogger("loop"), threading.Lock(), queue.Queue(maxsize=64)
+log.addHandler(logging.FileHandler("/dev/null")); log.setLevel("INFO")
+stored = []
+def drain():
+    while (row := rows.get()) is not None:
+        stored.append(row)
+thread = threading.Thread(target=drain); thread.start()
+def on_signal(signum):
+    with lock:
+        log.warning("stop asked for by %d", signum)
+watch = SignalWatch(on_signal, deadline_s=30); watch.install()
+sink = os.open("/dev/null", os.O_WRONLY)
+say("ready")
+step = 0
+while watch.signum is None:
+    with lock:
+        row = {"step": step, "values": [float(i) for i in range(20)]}
+        log.info("step %d", step)
+        rows.put(row)
+        os.write(sink, repr(row).encode())
+    step += 1
+rows.put(None); thread.join()
+say("saved", step == len(stored))
+watch.re_raise()
+say("not reached")
+"""
+
+
+@contextmanager
+def child(script: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """A child that runs the script; killed where the test has not seen it end."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", PRELUDE + script, *arguments],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
+    )  # fmt: skip
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def wait_for(process: subprocess.Popen[str], word: str) -> str:
+    assert process.stdout is not None
+    line = process.stdout.readline().strip()
+    assert line.startswith(word), (line, process.stderr and process.stderr.read())
+    return line
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=LIMIT_S)
+    return process.returncode, out, err
+
+
+def run_until_signal(signum: int, script: str) -> tuple[int, str, str]:
+    with child(script) as process:
+        wait_for(process, "ready")
+        process.send_signal(signum)
+        return finish(process)
+
+
+def storm(count: int, rng: random.Random) -> None:
+    width = 4
+    for begin in range(0, count, width):
+        with ExitStack() as stack:
+            group = [
+                stack.enter_context(child(RECORDING)) for _ in range(min(width, count - begin))
+            ]
+            for process in group:
+                wait_for(process, "ready")
+            for process in group:
+                time.sleep(rng.expovariate(200.0))
+                process.terminate()
+            for process in group:
+                assert finish(process) == (-signal.SIGTERM, "saved True\n", "")
+
+
+def test_100_sigterms_at_random_moments_never_hang_and_show_their_status(
+    rng: random.Random,
+) -> None:
+    storm(100, rng)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(0)
+def test_10_000_sigterms_at_random_moments_never_hang_and_show_their_status(
+    rng: random.Random,
+) -> None:
+    storm(10_000, rng)
+
+
+ROUNDS = """
+import queue
+lock, rows = threading.Lock(), queue.Queue()
+for number in range(int(sys.argv[1])):
+    watch = SignalWatch(lambda n: None, deadline_s=60, signals=(signal.SIGUSR1,))
+    signal.signal(signal.SIGUSR1, lambda n, f: say("passed on"))
+    watch.install()
+    say("armed")
+    while watch.signum is None:
+        with lock:
+            rows.put({"values": [float(i) for i in range(20)]})
+            rows.get()
+    watch.re_raise()
+"""
+
+
+def rounds(count: int, rng: random.Random) -> None:
+    """One process, a fresh watch a round, one signal each at a random moment."""
+    with child(ROUNDS, str(count)) as process:
+        for _ in range(count):
+            wait_for(process, "armed")
+            time.sleep(rng.expovariate(2000.0))
+            process.send_signal(signal.SIGUSR1)
+            wait_for(process, "passed on")
+        assert finish(process) == (0, "", "")
+
+
+def test_1_000_signals_in_one_process_deadlock_nothing(rng: random.Random) -> None:
+    rounds(1000, rng)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(0)
+def test_10_000_signals_in_one_process_deadlock_nothing(rng: random.Random) -> None:
+    rounds(10_000, rng)
+
+
+STUCK = """
+watch = SignalWatch(lambda n: say("noticed"), deadline_s=30); watch.install()
+say("ready")
+while True:
+    time.sleep(0.01)  # never looks at the watch
+"""
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_the_second_signal_leaves_at_once(signum: int) -> None:
+    with child(STUCK) as process:
+        wait_for(process, "ready")
+        process.send_signal(signum)
+        wait_for(process, "noticed")
+        process.send_signal(signum)
+        assert finish(process)[0] == 128 + signum
+
+
+IN_NATIVE_CODE = """
+import hashlib
+watch = SignalWatch(lambda n: say("noticed", main_is_busy), deadline_s=SECONDS); watch.install()
+main_is_busy = True
+say("ready")
+hashlib.pbkdf2_hmac("sha256", b"x", b"y", 2_000_000_000)  # hours, without the GIL
+main_is_busy = False
+"""
+
+
+def test_a_signal_is_noticed_while_the_main_thread_is_in_native_code() -> None:
+    with child(IN_NATIVE_CODE.replace("SECONDS", "30")) as process:
+        wait_for(process, "ready")
+        process.terminate()
+        assert wait_for(process, "noticed") == "noticed True"
+
+
+def test_the_second_signal_leaves_at_once_out_of_native_code() -> None:
+    with child(IN_NATIVE_CODE.replace("SECONDS", "30")) as process:
+        wait_for(process, "ready")
+        process.terminate()
+        wait_for(process, "noticed")
+        process.terminate()
+        assert finish(process)[0] == 128 + signal.SIGTERM
+
+
+def test_the_deadline_ends_a_process_that_does_not_leave_and_shows_where_it_was() -> None:
+    status, _, err = run_until_signal(signal.SIGTERM, IN_NATIVE_CODE.replace("SECONDS", "0.2"))
+    assert status == 128 + signal.SIGTERM
+    assert "not done after 0.2 s" in err
+    assert "most recent call first" in err
+
+
+HANGING_CALLBACK = """
+def on_signal(n):
+    say("noticed")
+    threading.Event().wait()
+watch = SignalWatch(on_signal, deadline_s=None); watch.install()
+say("ready")
+while watch.signum is None:
+    time.sleep(0.005)
+say("saved")
+watch.re_raise()
+"""
+
+
+def test_a_callback_that_hangs_keeps_nothing_from_leaving() -> None:
+    status, out, _ = run_until_signal(signal.SIGTERM, HANGING_CALLBACK)
+    assert status == -signal.SIGTERM
+    assert sorted(out.split()) == ["noticed", "saved"]
+
+
+def test_a_callback_that_fails_is_reported_and_keeps_nothing_from_leaving() -> None:
+    script = HANGING_CALLBACK.replace("threading.Event().wait()", "raise OSError('disk gone')")
+    status, _, err = run_until_signal(signal.SIGTERM, script)
+    assert status == -signal.SIGTERM
+    assert "disk gone" in err
+
+
+SAVING = """
+BEFORE
+watch = SignalWatch(lambda n: None, deadline_s=30); watch.install()
+say("ready")
+try:
+    while watch.signum is None:
+        time.sleep(0.005)
+    say("saved")
+    watch.re_raise()
+    say("left")
+except KeyboardInterrupt:
+    say("interrupted")
+    raise
+"""
+
+
+def test_keyboard_interrupt_comes_after_saving() -> None:
+    status, out, err = run_until_signal(signal.SIGINT, SAVING.replace("BEFORE", ""))
+    assert out == "saved\ninterrupted\n"
+    assert "KeyboardInterrupt" in err
+    assert status == -signal.SIGINT
+
+
+def test_an_earlier_handler_is_called_last_and_keeps_its_signal() -> None:
+    before = "signal.signal(signal.SIGTERM, lambda n, f: say('theirs', n))"
+    status, out, err = run_until_signal(signal.SIGTERM, SAVING.replace("BEFORE", before))
+    assert (status, out, err) == (0, "saved\ntheirs 15\nleft\n", "")
+
+
+def test_what_is_ignored_stays_ignored() -> None:
+    script = """
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+watch = SignalWatch(lambda n: say("noticed"), deadline_s=30); watch.install()
+say("ready")
+while watch.signum is None:
+    time.sleep(0.005)
+say("signal", watch.signum)
+watch.re_raise()
+"""
+    with child(script) as process:
+        wait_for(process, "ready")
+        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.1)
+        process.terminate()
+        status, out, _ = finish(process)
+    assert status == -signal.SIGTERM
+    assert "signal 15" in out
+
+
+def test_buffered_output_is_not_lost_with_the_default_action() -> None:
+    script = SAVING.replace("BEFORE", "").replace('say("saved")', 'print("buffered", end="")')
+    status, out, _ = run_until_signal(signal.SIGTERM, script)
+    assert (status, out) == (-signal.SIGTERM, "buffered")
+
+
+NESTED = """
+outer = SignalWatch(lambda n: None, deadline_s=30); outer.install()
+inner = SignalWatch(lambda n: None, deadline_s=30); inner.install()
+say("ready")
+while inner.signum is None:
+    time.sleep(0.005)
+inner.re_raise()
+say("inner saved", outer.signum)
+time.sleep(0.1)
+outer.re_raise()
+say("not reached")
+"""
+
+
+def test_a_run_inside_another_passes_its_signal_outwards_once() -> None:
+    status, out, err = run_until_signal(signal.SIGTERM, NESTED)
+    assert (status, out, err) == (-signal.SIGTERM, "inner saved 15\n", "")
+
+
+def test_watches_closed_in_the_wrong_order_leave_the_first_disposition() -> None:
+    script = """
+first = SignalWatch(lambda n: None); first.install()
+second = SignalWatch(lambda n: None); second.install()
+first.restore(); second.restore()
+say("ready", signal.getsignal(signal.SIGTERM) == signal.SIG_DFL,
+    signal.getsignal(signal.SIGINT) is signal.default_int_handler, signal.set_wakeup_fd(-1))
+"""
+    with child(script) as process:
+        assert wait_for(process, "ready") == "ready True True -1"
+
+
+def test_a_handler_set_over_ours_stays_and_ours_passes_on_when_it_calls_us() -> None:
+    script = """
+watch = SignalWatch(lambda n: None); watch.install()
+ours = signal.getsignal(signal.SIGTERM)
+def theirs(n, f):
+    say("theirs")
+    ours(n, f)
+signal.signal(signal.SIGTERM, theirs)
+watch.restore()
+say("ready", signal.getsignal(signal.SIGTERM) is theirs)
+time.sleep(30)
+"""
+    with child(script) as process:
+        assert wait_for(process, "ready") == "ready True"
+        process.terminate()
+        status, out, _ = finish(process)
+    assert (status, out) == (-signal.SIGTERM, "theirs\n")
+
+
+def test_an_asyncio_loop_started_before_keeps_its_signal_handlers() -> None:
+    script = """
+import asyncio
+async def main():
+    loop, done = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_signal_handler(signal.SIGUSR1, done.set)
+    watch = SignalWatch(lambda n: None); watch.install()
+    say("ready")
+    await asyncio.wait_for(done.wait(), 30)
+    watch.restore()
+    say("usr1")
+    done.clear()
+    os.kill(os.getpid(), signal.SIGUSR1)
+    await asyncio.wait_for(done.wait(), 30)
+    say("again")
+asyncio.run(main())
+"""
+    status, out, err = run_until_signal(signal.SIGUSR1, script)
+    assert (status, out, err) == (0, "usr1\nagain\n", "")
+
+
+def test_a_loop_that_takes_the_wakeup_descriptor_later_does_not_blind_the_watch() -> None:
+    script = """
+import asyncio
+async def main():
+    watch = SignalWatch(lambda n: say("noticed", n)); watch.install()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, lambda: None)
+    say("ready")
+    while watch.noticed_ns is None:
+        await asyncio.sleep(0.01)
+    watch.restore()
+asyncio.run(main())
+"""
+    status, out, err = run_until_signal(signal.SIGTERM, script)
+    assert (status, out, err) == (0, "noticed 15\n", "")
+
+
+FORK = """
+import warnings
+warnings.simplefilter("ignore", DeprecationWarning)  # 3.12: a thread of ours runs beside the fork
+watch = SignalWatch(lambda n: say("parent noticed"), deadline_s=30); watch.install()
+def mask():
+    return signal.pthread_sigmask(signal.SIG_BLOCK, ())
+def fork(wait):
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        default = signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+        good = default and signal.set_wakeup_fd(-1) == -1 and not mask()
+        os.write(writer, b"yes" if good else b"no")
+        time.sleep(60)
+        os._exit(3)
+    disarmed = os.read(reader, 3).decode() if wait else "?"
+    os.kill(pid, signal.SIGTERM)
+    _, status = os.waitpid(pid, 0)
+    os.close(reader)
+    os.close(writer)
+    say(disarmed, os.waitstatus_to_exitcode(status), watch.signum, mask())
+"""
+
+
+@pytest.mark.parametrize(
+    "how",
+    ["fork(True)", "t = threading.Thread(target=fork, args=(True,)); t.start(); t.join()"],
+    ids=["main thread", "another thread"],
+)
+def test_a_forked_child_is_disarmed_and_its_signals_are_its_own(how: str) -> None:
+    with child(FORK + how) as process:
+        assert finish(process) == (0, "yes -15 None set()\n", "")
+
+
+def test_a_signal_in_the_moment_of_the_fork_never_wakes_the_parent() -> None:
+    with child(FORK + "for _ in range(200): fork(False)") as process:
+        assert finish(process) == (0, "? -15 None set()\n" * 200, "")
+
+
+def test_off_the_main_thread_there_is_one_warning_and_a_flag_to_poll() -> None:
+    script = """
+import warnings
+def work():
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        watch = SignalWatch(lambda n: None)
+        say("ready", watch.install(), len(caught), caught[0].category.__name__, watch.signum)
+        watch.notice(15)
+        watch.re_raise()
+        say("flag", watch.signum)
+t = threading.Thread(target=work); t.start(); t.join()
+"""
+    with child(script) as process:
+        assert wait_for(process, "ready") == "ready False 1 RuntimeWarning None"
+        assert finish(process)[:2] == (0, "flag 15\n")
+
+
+def test_install_and_restore_leave_the_process_as_it_was() -> None:
+    handlers = [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)]
+    descriptors = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+    for _ in range(50):
+        watch = SignalWatch(print)
+        assert watch.install()
+        assert watch.install()
+        watch.restore()
+        watch.restore()
+    assert [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)] == handlers
+    assert len(os.listdir("/proc/self/fd")) == descriptors  # noqa: PTH208
