@@ -3,7 +3,12 @@
 Names load on first use: importing this package loads neither NumPy nor SciPy.
 
     simplex      Fisher-Rao geometry of probability vectors
+    states       Bures geometry of density matrices, quantum Fisher information
+    fisher       Fisher matrices with declared structure
     integration  integrated information Φ
+    batch        many basins at once, on any array library
+    cache        exact caches of quantum Fisher information
+    geometry     fisher_rao_distance, quantum_fidelity
     constants, config, regimes, telemetry, safety, validation   the vocabulary and its thresholds
 
 >>> from qigkernels import PHYSICS, Regime, RegimeDetector
@@ -61,12 +66,21 @@ _HOME: dict[str, str] = {
         ),
         "validation",
     ),
-    **dict.fromkeys(("Phi", "phi_mib", "phi_mib_samples"), "integration"),
+    **dict.fromkeys(
+        ("Phi", "phi_geometric", "phi_mib", "phi_mib_samples", "phi_quantum", "total_correlation"),
+        "integration",
+    ),
+    **dict.fromkeys(("fisher_rao_distance", "quantum_fidelity"), "geometry"),
+    "CachedQFI": "cache",
+    "SparseFisherMetric": "fisher",
+    "update_basins": "batch",
 }
-_MODULES = ("constants", "integration", "simplex")
+_MODULES = ("batch", "cache", "constants", "fisher", "integration", "simplex", "states")
 
 if TYPE_CHECKING:
-    from qigkernels import constants, integration, simplex
+    from qigkernels import batch, cache, constants, fisher, integration, simplex, states
+    from qigkernels.batch import update_basins
+    from qigkernels.cache import CachedQFI
     from qigkernels.config import QIGConfig, get_config, reset_config, set_config
     from qigkernels.constants import (
         BASIN_DIM,
@@ -93,7 +107,16 @@ if TYPE_CHECKING:
         PhysicsConstants,
         get_preset,
     )
-    from qigkernels.integration import Phi, phi_mib, phi_mib_samples
+    from qigkernels.fisher import SparseFisherMetric
+    from qigkernels.geometry import fisher_rao_distance, quantum_fidelity
+    from qigkernels.integration import (
+        Phi,
+        phi_geometric,
+        phi_mib,
+        phi_mib_samples,
+        phi_quantum,
+        total_correlation,
+    )
     from qigkernels.regimes import Regime, RegimeDetector, RegimeThresholds
     from qigkernels.safety import EmergencyCondition, SafetyMonitor, SafetyRule
     from qigkernels.telemetry import ConsciousnessTelemetry
@@ -129,6 +152,7 @@ __all__ = [
     "PHI_UNSTABLE",
     "PHYSICS",
     "PRESETS",
+    "CachedQFI",
     "ConsciousnessTelemetry",
     "EmergencyCondition",
     "GeometryError",
@@ -140,16 +164,27 @@ __all__ = [
     "RegimeThresholds",
     "SafetyMonitor",
     "SafetyRule",
+    "SparseFisherMetric",
     "ValidationError",
+    "batch",
+    "cache",
     "constants",
+    "fisher",
+    "fisher_rao_distance",
     "get_config",
     "get_preset",
     "integration",
+    "phi_geometric",
     "phi_mib",
     "phi_mib_samples",
+    "phi_quantum",
+    "quantum_fidelity",
     "reset_config",
     "set_config",
     "simplex",
+    "states",
+    "total_correlation",
+    "update_basins",
     "validate_basin",
     "validate_density_matrix",
     "validate_distribution",

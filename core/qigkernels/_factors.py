@@ -16,22 +16,45 @@ from qigkernels._arrays import epsilon, is_numpy, to_numpy
 from qigkernels._density import check_spectrum
 from qigkernels._extended import residual_product
 
-__all__ = ["Factors", "adjoint", "factor", "put", "real_diagonal"]
+__all__ = ["Side", "adjoint", "factor", "put", "real_diagonal", "take"]
 
 _WELL = 1e-3
-"""Smallest pivot·n from which a plain Cholesky factor is exact enough."""
+"""Smallest pivot·n from which a plain Cholesky factor is exact enough for √F."""
+_POLISHED = 0.05
+"""The same for the Procrustes form, where its error is the error of the angle."""
 
 
 @dataclass(frozen=True, slots=True)
-class Factors:
-    """A flat batch of factors: `root` `(b, n, n)`, `well` and `full` as NumPy booleans `(b,)`.
+class Side:
+    """One side of a flat batch of pairs.
 
-    full: of full rank, `root` is a Cholesky factor. well: and well-conditioned.
+    state, root: `(b, n, n)`, state = root·root†. The rest are NumPy arrays `(b,)`: full: of full
+    rank, root is a Cholesky factor; well: and well-conditioned; pivot: its smallest pivot·n.
     """
 
+    state: Any
     root: Any
     full: Any
     well: Any
+    pivot: Any
+
+    def rows(self, xp: Any, index: Any) -> Side:
+        """The members that `index` names, repeats allowed."""
+        return Side(
+            take(xp, self.state, index),
+            take(xp, self.root, index),
+            self.full[index],
+            self.well[index],
+            self.pivot[index],
+        )
+
+    def polished(self, xp: Any) -> Any:
+        """The factors with those refined that `factor` left as Cholesky gave them."""
+        rough = np.flatnonzero(self.well & (self.pivot < _POLISHED))
+        if not rough.size or epsilon(self.state) > 1e-10:
+            return self.root
+        better = _refined(xp, take(xp, self.state, rough), take(xp, self.root, rough))
+        return put(xp, xp.asarray(self.root, copy=True), rough, better)
 
 
 def adjoint(xp: Any, matrices: Any) -> Any:
@@ -63,7 +86,7 @@ def take(xp: Any, source: Any, index: Any) -> Any:
     return xp.take(source, xp.asarray(index, device=source.device), axis=0)
 
 
-def factor(xp: Any, name: str, rho: Any, *, refine: bool = True) -> Factors:
+def factor(xp: Any, name: str, rho: Any) -> Side:
     """Factors of a flat batch `(b, n, n)` of Hermitian matrices of trace 1.
 
     Raises:
@@ -83,10 +106,10 @@ def factor(xp: Any, name: str, rho: Any, *, refine: bool = True) -> Factors:
         full[index[kept]] = True
     well = full & (lowest * n > _WELL)
     weak = np.flatnonzero(full & ~well)
-    if refine and weak.size and eps < 1e-10:
+    if weak.size and eps < 1e-10:
         better = _refined(xp, take(xp, rho, weak), take(xp, root, weak))
         root = put(xp, root, weak, better)
-    return Factors(root, full, well)
+    return Side(rho, root, full, well, lowest * n)
 
 
 def _cholesky(xp: Any, rho: Any) -> Any:

@@ -6,24 +6,22 @@ from typing import Any
 
 import numpy as np
 
-from qigkernels._arrays import as_array, epsilon, is_numpy, same_namespace, to_numpy
+from qigkernels._arrays import as_array, is_numpy, same_namespace
 from qigkernels._density import check_density
 from qigkernels._errors import ValidationError
-from qigkernels._factors import adjoint, factor, put, take
-from qigkernels._overlap import angle_from_factors
+from qigkernels._factors import factor, put, take
+from qigkernels._overlap import angle_from_factors, drift
 from qigkernels.validation import check_last_axes, sum_tolerance
 
 __all__ = ["ReferenceState"]
-
-_STEPS_MAX = 12
 
 
 class ReferenceState:
     """A reference state ρ with its factor cached: halves the cost of every drift.
 
-    Tiny drifts of a full-rank ρ keep full *relative* accuracy: σ = (1 + X)ρ(1 + X) is solved for
-    X by X ← L_ρ⁻¹(σ − ρ − XρX) in ρ's eigenbasis, and d_B² = Tr XρX. Where the first X is not
-    small the general form is used.
+    Tiny drifts of a well-conditioned ρ keep full *relative* accuracy: σ = (1 + X)ρ(1 + X) is
+    solved for X by X ← L_ρ⁻¹(σ − ρ − XρX) in ρ's eigenbasis, and d_B² = Tr XρX. Where the first
+    X is not small the general form is used.
 
     Args:
         rho: `(n, n)`, a state; copied.
@@ -48,9 +46,8 @@ class ReferenceState:
         check_density("rho", rho, sum_tolerance(rho), spectrum=False)
         xp = same_namespace(rho=rho)
         self.rho = xp.asarray(rho, copy=True)
-        self._factors = factor(xp, "rho", self.rho[None, ...])
+        self._side = factor(xp, "rho", self.rho[None, ...])
         self._values, self._vectors = xp.linalg.eigh(self.rho)
-        self._full = bool(self._factors.full[0])
 
     def bures_angle(self, sigma: Any, *, check: bool = True) -> Any:
         """Bures angle from ρ to σ, `(..., n, n)` → `(...)`, in [0, π/2]."""
@@ -77,33 +74,15 @@ class ReferenceState:
             check_density("sigma", sigma, sum_tolerance(sigma), spectrum=False)
         n = sigma.shape[-1]
         flat = xp.reshape(sigma, (-1, n, n))
-        distance, settled = self._drift(xp, flat)
+        distance = xp.zeros_like(xp.abs(flat[:, 0, 0]))
+        settled = np.zeros(len(flat), dtype=bool)
+        if self._side.well[0]:
+            distance, settled = drift(xp, self._values, self._vectors, flat - self.rho)
         rest = np.flatnonzero(~settled)
         if rest.size:
-            part = take(xp, flat, rest)
-            roots = factor(xp, "sigma", part)
-            mine = xp.broadcast_to(self._factors.root, tuple(roots.root.shape))
-            well = roots.well & self._factors.well[0]
-            angle = angle_from_factors(xp, mine, roots.root, part, well)
+            two = factor(xp, "sigma", take(xp, flat, rest))
+            one = self._side.rows(xp, np.zeros(rest.size, dtype=int))
+            angle = angle_from_factors(xp, one, two)
             distance = put(xp, distance, rest, 2.0 * xp.sin(0.5 * angle))
         shaped = xp.reshape(distance, tuple(sigma.shape[:-2]))
         return float(shaped) if is_numpy(shaped) and not shaped.shape else shaped
-
-    def _drift(self, xp: Any, sigma: Any) -> tuple[Any, Any]:
-        """Distances by the Lyapunov iteration, and where it holds."""
-        count = sigma.shape[0]
-        values = self._values
-        if not self._full:
-            return xp.zeros_like(xp.sum(xp.abs(sigma), axis=(-1, -2))), np.zeros(count, bool)
-        gap = adjoint(xp, self._vectors) @ (sigma - self.rho) @ self._vectors
-        sums = xp.astype(values[:, None] + values[None, :], gap.dtype)
-        weight = xp.astype(values, gap.dtype)
-        first = gap / sums
-        X = first
-        for _ in range(_STEPS_MAX):
-            X = (gap - (X * weight) @ X) / sums
-        size = to_numpy(xp.max(xp.abs(first), axis=(-1, -2))) * sigma.shape[-1]
-        square = xp.sum(xp.abs(X) ** 2 * values, axis=(-1, -2))
-        # The iteration contracts by about 2·‖X‖ a step.
-        settled = size < 0.5 * epsilon(values) ** (1.0 / _STEPS_MAX)
-        return xp.sqrt(square), settled

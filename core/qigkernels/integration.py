@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -24,9 +23,21 @@ import numpy as np
 
 from qigkernels._arrays import as_array, to_numpy
 from qigkernels._errors import ValidationError
+from qigkernels._phi import Phi, ordered
+from qigkernels._phi_geometric import PhiGeometric, phi_geometric
+from qigkernels._phi_quantum import phi_quantum
 from qigkernels._queyranne import minimum_cut
 
-__all__ = ["EXHAUSTIVE_MAX", "Phi", "phi_mib", "phi_mib_samples"]
+__all__ = [
+    "EXHAUSTIVE_MAX",
+    "Phi",
+    "PhiGeometric",
+    "phi_geometric",
+    "phi_mib",
+    "phi_mib_samples",
+    "phi_quantum",
+    "total_correlation",
+]
 
 EXHAUSTIVE_MAX = 12
 """Subsystems up to which every cut is evaluated."""
@@ -41,31 +52,6 @@ _ELIMINATION_MIN = 7
 
 Groups = Sequence[Sequence[int]] | None
 _Layout = tuple[tuple[int, ...], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Phi:
-    """Φ with the cut it was found at.
-
-    Attributes:
-        value: Φ in nats, ≥ 0; from samples with the bias taken off.
-        phi: normalised to [0, 1]: 1 − exp(−2Φ/d), d the smaller dimension of the cut (Gaussian);
-            Φ/(2 ln d) (quantum).
-        cut: the subsystems on either side, as sorted indices.
-        plugin: the estimate before the bias was taken off and before it was held at 0 (samples);
-            equal to `value` for an exact covariance or state.
-        bias: expected excess of the plug-in estimate, nats; None where nothing was estimated.
-        sd: standard deviation of the estimate, nats; None where nothing was estimated.
-        samples: number of samples; None where nothing was estimated.
-    """
-
-    value: float
-    phi: float
-    cut: tuple[tuple[int, ...], tuple[int, ...]]
-    plugin: float
-    bias: float | None = None
-    sd: float | None = None
-    samples: int | None = None
 
 
 def phi_mib(cov: Any, groups: Groups = None) -> Phi:
@@ -92,6 +78,24 @@ def phi_mib(cov: Any, groups: Groups = None) -> Phi:
     correlation, sizes = _arranged(matrix, layout)
     value, cut = _search(correlation, sizes, None)
     return Phi(value, _normalised(value, cut, sizes), cut, value)
+
+
+def total_correlation(cov: Any, groups: Groups = None) -> float:
+    """Total correlation ΣH(Xᵢ) − H(X) of a Gaussian: ½ ln(Π|Σᵢ|/|Σ|), nats, ≥ 0.
+
+    Args:
+        cov: `(D, D)`. groups: as for `phi_mib`.
+
+    Source: S. Watanabe, IBM J. Res. Dev. 4 (1960) 66, doi:10.1147/rd.41.0066.
+
+    >>> round(total_correlation(np.array([[1.0, 0.6], [0.6, 1.0]])), 6)
+    0.223144
+    """
+    matrix = _covariance(cov)
+    correlation, sizes = _arranged(matrix, _layout(groups, matrix.shape[0]))
+    owner = np.repeat(np.arange(len(sizes)), sizes)
+    apart = np.where(owner[:, None] == owner, correlation, 0.0)
+    return max(0.0, 0.5 * (_log_det(apart) - _log_det(correlation)))
 
 
 def phi_mib_samples(X: Any, groups: Groups = None) -> Phi | None:
@@ -134,7 +138,7 @@ def phi_mib_samples(X: Any, groups: Groups = None) -> Phi | None:
     still = [k for k, group in enumerate(kept) if not group]
     if still:
         rest = tuple(k for k in range(len(layout)) if k != still[0])
-        return Phi(0.0, 0.0, _ordered((still[0],), rest), 0.0, 0.0, 0.0, len(data))
+        return Phi(0.0, 0.0, ordered((still[0],), rest), 0.0, 0.0, 0.0, len(data))
     cov = centred.T @ centred / (len(data) - 1)
     correlation, sizes = _arranged(cov, kept)
     return _estimate(correlation, sizes, len(data))
@@ -246,12 +250,6 @@ def _normalised(value: float, cut: tuple[Any, Any], sizes: tuple[int, ...]) -> f
     return -math.expm1(-2.0 * value / d)
 
 
-def _ordered(a: Sequence[int], b: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The two sides sorted, the one with subsystem 0 first."""
-    first, second = tuple(sorted(a)), tuple(sorted(b))
-    return (first, second) if first[0] < second[0] else (second, first)
-
-
 def _search(
     correlation: Any, sizes: tuple[int, ...], excess: tuple[float, ...] | None
 ) -> tuple[float, tuple[tuple[int, ...], tuple[int, ...]]]:
@@ -267,7 +265,7 @@ def _search(
         masked = np.where(inside[:, None] == inside, correlation, 0.0)
         value = 0.5 * (_log_det(masked) - whole)
     rest = [k for k in range(m) if k not in set(side)]
-    return max(0.0, value), _ordered(side, rest)
+    return max(0.0, value), ordered(side, rest)
 
 
 def _log_det(matrix: Any) -> float:

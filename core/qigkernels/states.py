@@ -22,7 +22,7 @@ from qigkernels._arrays import as_array, is_numpy, same_namespace
 from qigkernels._bloch import bloch_angle
 from qigkernels._density import check_density, check_spectrum
 from qigkernels._errors import ValidationError
-from qigkernels._factors import factor, real_diagonal, take
+from qigkernels._factors import Side, factor, real_diagonal
 from qigkernels._information import qfi_matrix, qfi_pure, sld
 from qigkernels._means import bures_mean
 from qigkernels._overlap import angle_from_factors, overlap_from_factors
@@ -81,8 +81,10 @@ def root_fidelity(rho: Any, sigma: Any, *, check: bool = True) -> Any:
     if rho.shape[-1] == 2:
         found = xp.cos(bloch_angle(xp, rho, sigma, check=check))
         return _shaped(xp, found, tuple(found.shape))
-    A, B, flat, well, shape = _factored(xp, rho, sigma)
-    found = _shaped(xp, overlap_from_factors(xp, A, B, flat, well), shape)
+    one, two, shape = _factored(xp, rho, sigma)
+    well = one.well & two.well
+    flat = overlap_from_factors(xp, one.root, two.root, two.state, well)
+    found = xp.reshape(flat, shape)
     # Traces are 1 but for rounding; without it, and at most 1.
     traces = xp.sqrt(_trace(xp, rho) * _trace(xp, sigma))
     return _finish(xp, xp.clip(found / traces, 0.0, 1.0))
@@ -103,8 +105,8 @@ def bures_angle(rho: Any, sigma: Any, *, check: bool = True) -> Any:
     if rho.shape[-1] == 2:
         found = bloch_angle(xp, rho, sigma, check=check)
         return _shaped(xp, found, tuple(found.shape))
-    A, B, flat, well, shape = _factored(xp, rho, sigma)
-    return _shaped(xp, angle_from_factors(xp, A, B, flat, well), shape)
+    one, two, shape = _factored(xp, rho, sigma)
+    return _shaped(xp, angle_from_factors(xp, one, two), shape)
 
 
 def bures_distance(rho: Any, sigma: Any, *, check: bool = True) -> Any:
@@ -267,24 +269,21 @@ def _two(rho: Any, sigma: Any, check: bool) -> tuple[Any, Any, Any]:
     return rho, sigma, xp
 
 
-def _factored(xp: Any, rho: Any, sigma: Any) -> tuple[Any, Any, Any, Any, tuple[int, ...]]:
-    """Factors of both, flat and matched pair by pair; sigma; where both are well-conditioned.
+def _factored(xp: Any, rho: Any, sigma: Any) -> tuple[Side, Side, tuple[int, ...]]:
+    """Both sides with their factors, flat and matched pair by pair; and the shape of the batch.
 
     Each state is factored once, however often broadcasting repeats it.
     """
     n = rho.shape[-1]
     shape_r, shape_s = tuple(rho.shape[:-2]), tuple(sigma.shape[:-2])
     shape = np.broadcast_shapes(shape_r, shape_s)
-    flat_r, flat_s = xp.reshape(rho, (-1, n, n)), xp.reshape(sigma, (-1, n, n))
-    one, two = factor(xp, "rho", flat_r), factor(xp, "sigma", flat_s)
-    A, B, well_r, well_s = one.root, two.root, one.well, two.well
+    one = factor(xp, "rho", xp.reshape(rho, (-1, n, n)))
+    two = factor(xp, "sigma", xp.reshape(sigma, (-1, n, n)))
     if shape_r != shape:
-        index = _repeated(shape_r, shape)
-        A, well_r = take(xp, A, index), well_r[index]
+        one = one.rows(xp, _repeated(shape_r, shape))
     if shape_s != shape:
-        index = _repeated(shape_s, shape)
-        B, flat_s, well_s = take(xp, B, index), take(xp, flat_s, index), well_s[index]
-    return A, B, flat_s, well_r & well_s, shape
+        two = two.rows(xp, _repeated(shape_s, shape))
+    return one, two, shape
 
 
 def _repeated(shape: tuple[int, ...], target: tuple[int, ...]) -> Any:
