@@ -165,8 +165,12 @@ class SignalWatch:
     def restore(self) -> None:
         """Hand every signal back to whoever had it; a handler set over ours later stays.
 
-        A deadline that runs goes on: it ends with the process, or in `re_raise`.
+        Stops the deadline: whoever leaves after a signal calls `re_raise` instead.
         """
+        self._release()
+        self._deadline.cancel()
+
+    def _release(self) -> None:
         if not self.installed:
             return
         self.installed = False
@@ -190,24 +194,23 @@ class SignalWatch:
         handler runs here (`KeyboardInterrupt` comes from this call). Nothing received: only
         restores. An `on_signal` that is still writing gets two seconds more.
         """
-        self.restore()
+        self._release()
         signum = self.signum
         if self._call_thread is not None and self._call_thread.is_alive():
             self._call_thread.join(_CALLBACK_WAIT_S)
-        if signum is None or signum not in self._previous:
-            return
-        earlier = _in_force(self._previous[signum], signum)
+        earlier: Disposition = signal.SIG_IGN
+        if signum is not None and signum in self._previous:
+            earlier = _in_force(self._previous[signum], signum)
+        if earlier == signal.SIG_DFL:
+            _flush_streams()  # the deadline still runs: a full pipe could hold this up for ever
+        self._deadline.cancel()
         owner = getattr(earlier, "__self__", None)
+        if signum is None or earlier == signal.SIG_IGN:
+            return
         if isinstance(owner, SignalWatch):
             # A run around this one: to raise again would be its *second* signal.
-            self._deadline.cancel()
             owner._pass_on(signum)
             return
-        if callable(earlier):
-            self._deadline.cancel()
-            signal.raise_signal(signum)
-            return
-        _flush_streams()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signum})
         signal.raise_signal(signum)
 

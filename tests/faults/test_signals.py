@@ -436,6 +436,19 @@ t = threading.Thread(target=work); t.start(); t.join()
         assert finish(process)[:2] == (0, "flag 15\n")
 
 
+def test_a_process_that_decides_to_stay_is_not_ended_by_the_deadline() -> None:
+    script = """
+watch = SignalWatch(lambda n: None, deadline_s=0.2); watch.install()
+say("ready")
+while watch.noticed_ns is None:
+    time.sleep(0.005)
+watch.restore()
+time.sleep(0.5)
+say("stayed")
+"""
+    assert run_until_signal(signal.SIGTERM, script) == (0, "stayed\n", "")
+
+
 def test_install_and_restore_leave_the_process_as_it_was() -> None:
     handlers = [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)]
     descriptors = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
