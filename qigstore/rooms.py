@@ -18,7 +18,13 @@ from uuid import UUID
 from qigstore.attempt import Claim, claim
 from qigstore.checkpoints import CheckpointManager, CheckpointStore, Retention
 from qigstore.database.engine import open_database
-from qigstore.errors import CheckpointError, InvalidInput, NotStored, StoreError
+from qigstore.errors import (
+    CheckpointError,
+    ConfigurationError,
+    InvalidInput,
+    NotStored,
+    StoreError,
+)
 from qigstore.recording import EventLog, Recorder, Writer
 from qigstore.records import AttemptStatus, CheckpointKind, Decision, Event
 from qigstore.recovery import Policy, explain, recover
@@ -198,7 +204,13 @@ def open_rooms(
     with ExitStack() as undo:
         store = Store(open_database(settings))
         undo.callback(store.close)
-        claimed = claim(store, settings, name, config, takeover=takeover)
+        try:
+            claimed = claim(store, settings, name, config, takeover=takeover)
+        except OSError as error:
+            raise ConfigurationError(
+                f"the data folder {settings.home} cannot be used: {error}. "
+                "Set QIGSTORE_HOME to a folder that you can write."
+            ) from error
         rooms = _build(settings, store, claimed, declared)
         rooms.writer.start()
         rooms.signals.install()
