@@ -25,13 +25,12 @@ from sqlalchemy import (
     true,
     update,
 )
-from sqlalchemy.dialects.postgresql import insert
 
 from qigstore.database.schema import checkpoint as checkpoints
 from qigstore.database.schema import event as events
 from qigstore.errors import InvalidInput, NotFound
 from qigstore.records import Candidate, Checkpoint, CheckpointKind, CheckpointStatus
-from qigstore.repository.lookup import find, must_exist
+from qigstore.repository.lookup import added, find, must_exist
 from qigstore.repository.texts import document, optional_text, text_value
 
 if TYPE_CHECKING:
@@ -70,8 +69,7 @@ class Checkpoints:
         values = asdict(checkpoint) | _checked(checkpoint)
         with self._database.begin() as connection:
             must_exist(connection, checkpoint.session_id)
-            added = connection.execute(insert(checkpoints).values(values).on_conflict_do_nothing())
-            return added.rowcount == 1
+            return added(connection, checkpoints, values)
 
     def get(self, checkpoint_id: UUID | str) -> Checkpoint:
         """The checkpoint of that id, or whose id alone begins with those hex digits (4 or more).

@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from sqlalchemy import Row, select
-from sqlalchemy.dialects.postgresql import insert
 
 from qigstore.database.schema import recovery_event as decisions
 from qigstore.errors import InvalidInput
 from qigstore.records import Candidate, Checkpoint, Decision
-from qigstore.repository.lookup import must_exist
+from qigstore.repository.lookup import added, must_exist
 from qigstore.repository.texts import document, text_value
 
 if TYPE_CHECKING:
@@ -61,8 +60,7 @@ class Decisions:
         }
         with self._database.begin() as connection:
             must_exist(connection, decision.session_id)
-            added = connection.execute(insert(decisions).values(values).on_conflict_do_nothing())
-            return added.rowcount == 1
+            return added(connection, decisions, values)
 
     def list(self, session_id: int, *, limit: int = 100) -> list[Decision]:
         """Decisions of a session, the newest first."""

@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Any, get_args
 from uuid import UUID
 
 from sqlalchemy import Connection, func, select, update
-from sqlalchemy.dialects.postgresql import insert
 
 from qigstore.database.schema import event as events
 from qigstore.errors import InvalidInput
 from qigstore.records import Event, Severity
-from qigstore.repository.lookup import find, must_exist
+from qigstore.repository.lookup import added, find, must_exist
 from qigstore.repository.texts import document, optional_text, text_value
 
 if TYPE_CHECKING:
@@ -45,8 +44,7 @@ class Events:
         }
         with self._database.begin() as connection:
             must_exist(connection, event.session_id)
-            added = connection.execute(insert(events).values(values).on_conflict_do_nothing())
-            return added.rowcount == 1
+            return added(connection, events, values)
 
     def list(
         self,

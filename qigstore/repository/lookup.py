@@ -1,19 +1,27 @@
-"""Finding one row by its id, or by the first digits of it."""
+"""One row by its id: added once, and found by the first digits."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 from uuid import UUID
 
 from sqlalchemy import Connection, Row, Table, select
+from sqlalchemy.dialects.postgresql import insert
 
 from qigstore.database.schema import session as sessions
 from qigstore.errors import NotFound
 from qigstore.repository.texts import prefix_range
 
-__all__ = ["find", "must_exist"]
+__all__ = ["added", "find", "must_exist"]
 
 _MATCHES_NAMED = 5
+
+
+def added(connection: Connection, table: Table, values: Mapping[str, Any]) -> bool:
+    """Insert a row; False where that id was there already."""
+    new = insert(table).values(**values).on_conflict_do_nothing(index_elements=[table.c.id])
+    return connection.execute(new.returning(table.c.id)).first() is not None
 
 
 def find(connection: Connection, table: Table, kind: str, given: UUID | str) -> Row[Any]:
