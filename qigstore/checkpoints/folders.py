@@ -95,26 +95,42 @@ class Folders:
         replace_file(self._disk, folder / MARKER, canonical_json({"qigstore": 1, **fields}) + b"\n")
 
     def marker(self, folder: Path) -> dict[str, Any]:
-        """The fields of a folder's marker; empty where there is none that can be read."""
+        """The fields of a folder's marker; empty where there is none.
+
+        Raises:
+            CheckpointCorrupt: there is one, and it is not what was written.
+            OSError: it cannot be read now. That is no proof that it is not there.
+        """
         try:
             fd = open_folder(folder)
-        except OSError:
+        except FileNotFoundError:
             return {}
+        path = folder / MARKER
         try:
-            fields = json.loads(_read_small(fd, folder / MARKER, _MARKER_BYTES_MAX))
-        except (CheckpointError, ValueError):
+            os.stat(MARKER, dir_fd=fd, follow_symlinks=False)
+            fields = json.loads(_read_small(fd, path, _MARKER_BYTES_MAX))
+        except FileNotFoundError:
             return {}
+        except ValueError as error:
+            raise CheckpointCorrupt(path, "marker", expected="JSON", found=error) from None
         finally:
             os.close(fd)
-        return fields if isinstance(fields, dict) else {}
+        if not isinstance(fields, dict):
+            raise CheckpointCorrupt(path, "marker", expected="an object", found=fields)
+        return fields
 
     def find_id(self) -> UUID | None:
         """The id of the store that lies here, None where there is none yet."""
         if self._id is None:
-            try:
-                self._id = UUID(self.marker(self.root)["store"])
-            except (KeyError, ValueError, TypeError, AttributeError):
+            known = self.marker(self.root).get("store")
+            if known is None:
                 return None
+            try:
+                self._id = UUID(known)
+            except (ValueError, TypeError, AttributeError):
+                raise CheckpointCorrupt(
+                    self.root / MARKER, "store id", expected="a UUID", found=known
+                ) from None
         return self._id
 
     def store_id(self) -> UUID:

@@ -362,7 +362,11 @@ class CheckpointStore:
         checkpoint's files, and is locked by nobody. Anything in doubt stays.
         """
         folder = self.folder_of(session)
-        if self._folders.marker(folder).get("store") != str(self._folders.find_id()):
+        try:
+            ours = self._folders.marker(folder).get("store") == str(self._folders.find_id())
+        except (CheckpointError, OSError):
+            ours = False  # what cannot be read proves nothing
+        if not ours:
             return []
         gone = []
         with self._disk.locked(folder):

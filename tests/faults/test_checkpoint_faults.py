@@ -219,17 +219,19 @@ def system_calls(root: Path, log: Path) -> list[tuple[str, int]]:
     return found
 
 
-def strike(tmp_path: Path, places: list[tuple[str, int]], deed: str) -> tuple[int, set[int]]:
-    """Repeat a later save with one system call struck each time; how many were, and the steps."""
-    struck, seen = 0, set()
+def strike(
+    tmp_path: Path, places: list[tuple[str, int]], deed: str
+) -> tuple[list[tuple[str, int]], set[int]]:
+    """Repeat a later save with one system call struck each time; which were, and the steps."""
+    struck, seen = [], set()
     for place, (name, n) in enumerate(places):
         root = tmp_path / f"{place}"
         CheckpointStore(root).save(state(0), info=info(0))
         inject = f"inject={name}:{deed}:when={n}"
         log = tmp_path / "log"
         status = child(root, before=("strace", "-f", "-o", str(log), "-e", inject))
-        killed = status in {-signal.SIGKILL, 128 + signal.SIGKILL}
-        struck += killed or "(INJECTED)" in log.read_text()
+        if status in {-signal.SIGKILL, 128 + signal.SIGKILL} or "(INJECTED)" in log.read_text():
+            struck.append((name, n))
         seen |= check(root, earlier=True)
         shutil.rmtree(root)
     return struck, seen
@@ -245,17 +247,21 @@ def places(tmp_path: Path) -> list[tuple[str, int]]:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1800)
 @pytest.mark.skipif(STRACE is None, reason="strace is not installed")
 def test_kill_at_every_system_call_leaves_it_complete_or_absent(
     tmp_path: Path, places: list[tuple[str, int]]
 ) -> None:
     struck, seen = strike(tmp_path, places, "signal=KILL")
-    print(f"killed at {struck} of {len(places)} system calls")
-    assert struck == len(places)
+    print(f"killed at {len(struck)} of {len(places)} system calls")
+    # How often memory is mapped and threads wait differs from run to run; what files see does not.
+    missed = set(places) - set(struck)
+    assert not {name for name, _ in missed} & OF_FILES
     assert seen == {0, 1}
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1800)
 @pytest.mark.skipif(STRACE is None, reason="strace is not installed")
 @pytest.mark.parametrize("number", ["EIO", "ENOSPC"])
 def test_an_error_of_every_system_call_leaves_it_complete_or_absent(
@@ -263,8 +269,8 @@ def test_an_error_of_every_system_call_leaves_it_complete_or_absent(
 ) -> None:
     of_files = [place for place in places if place[0] in OF_FILES]
     struck, seen = strike(tmp_path, of_files, f"error={number}")
-    print(f"{number} at {struck} of {len(of_files)} system calls")
-    assert struck == len(of_files)
+    print(f"{number} at {len(struck)} of {len(of_files)} system calls")
+    assert struck == of_files
     assert 0 in seen
 
 
@@ -274,7 +280,7 @@ def test_kill_at_some_system_calls_leaves_it_complete_or_absent(
 ) -> None:
     telling = [place for place in places if place[0] in {"fsync", "rename", "mkdir"}]
     struck, seen = strike(tmp_path, telling, "signal=KILL")
-    assert struck == len(telling)
+    assert struck == telling
     assert seen == {0, 1}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -324,6 +325,20 @@ def test_a_folder_of_somebody_else_is_neither_used_nor_cleaned(folders: Checkpoi
         folders.save(STATE, info=info())
     assert folders.clean("ocean") == []
     assert len(list(theirs.iterdir())) == 2
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"store": 5}', '{"store": "x"}'])
+def test_a_damaged_marker_is_reported_and_never_written_over(
+    folders: CheckpointStore, saved: Checkpoint, text: str
+) -> None:
+    marker = folders.root / "qigstore.json"
+    marker.write_text(text)
+    fresh = CheckpointStore(folders.root)
+    with pytest.raises(CheckpointCorrupt, match=re.escape(str(marker))):
+        fresh.save(STATE, info=info())
+    assert fresh.clean("ocean") == []
+    assert marker.read_text() == text
+    assert fresh.load(saved.path)["step"] == 7
 
 
 def test_cleaning_takes_dead_saves_only(folders: CheckpointStore, saved: Checkpoint) -> None:
