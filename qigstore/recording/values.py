@@ -41,6 +41,7 @@ RESERVED = frozenset(
 
 _NO_NUMBERS = (str, bytes, bytearray, memoryview, complex)
 # NumPy's kinds: complex, time span, time, bytes, text, object.
+_known_scalars: set[type] = set()
 _NO_NUMBER_KINDS = frozenset("cmMSUO")
 
 
@@ -92,7 +93,7 @@ def to_number(name: str, value: Any) -> float:
         InvalidInput: it is no real scalar, or too large for one; says which metric.
     """
     expected = "a real number (Python, NumPy, a 0-d array or tensor), or None: not measured"
-    if isinstance(value, float):
+    if isinstance(value, float) or type(value) in _known_scalars:
         return float(value)
     if isinstance(value, _NO_NUMBERS) or getattr(value, "ndim", 0) != 0:
         raise InvalidInput(name, value, expected)
@@ -104,12 +105,16 @@ def to_number(name: str, value: Any) -> float:
     if hasattr(value, "detach"):
         value = value.detach()
     try:
-        return float(value)
+        number = float(value)
     except OverflowError as error:
         raise InvalidInput(name, "an integer", "one within ±1.8e308") from error
     except Exception as error:
         # Whatever a foreign type raises here, the caller learns which metric it was.
         raise InvalidInput(name, value, expected) from error
+    if type(value).__module__ == "numpy" and not hasattr(value, "__setitem__"):
+        # A scalar type of NumPy (an array can be assigned to): all of its values are fit.
+        _known_scalars.add(type(value))
+    return number
 
 
 def regime_code(value: Any) -> int:

@@ -27,6 +27,7 @@ _SYNC_INTERVAL_S = 0.5
 """Half of what is promised (1 s), so that a slow fsync still keeps it."""
 _BACK_OFF_S = (0.05, 5.0)
 _EXIT_TIMEOUT_S = 5.0
+_JOIN_S = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,15 +216,18 @@ class Writer:
         """
         if self._closed or self._spool.forked:
             return
+        deadline = monotonic() + timeout_s
         try:
             self.flush(timeout_s)
         finally:
             self._stopping = True
             self._wake.set()
             self._stop_disk.set()
-            self._threads[0].join(1.0 if self._error else timeout_s)
-            self._closed = True
-            self._threads[1].join(timeout_s)
+            # A thread that hangs in a call to the database is left to itself: whatever it still
+            # commits, the fence keeps it from being stored a second time.
+            for thread in self._threads:
+                thread.join(max(deadline - monotonic(), _JOIN_S))
+                self._closed = True
             atexit.unregister(self._leave)
             if self._shipper.acked >= self._spool.seq:
                 self._spool.remove()

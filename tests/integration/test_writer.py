@@ -67,7 +67,7 @@ def line(tmp_path: Path, store: Store) -> Iterator[Line]:
     yield made
     for writer in made.writers:
         try:
-            writer.close(5)
+            writer.close(0.5)
         except NotStored as waiting:
             print(waiting)
     made.spool.close()

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 from qigkernels.regimes import Regime, RegimeThresholds
-from qigkernels.simplex import distance
+from qigkernels.simplex import distance, path_curvature
 from qigstore.errors import InvalidInput
 from qigstore.recording.recorder import Recorder
 from qigstore.recording.spool import Spool, SpoolIdentity
@@ -204,6 +204,7 @@ def test_the_regime_follows_from_phi_unless_it_is_given(spool: Spool) -> None:
     for metrics, _ in rows * 2:
         recorder.record(0, metrics)
     assert [row["regime"] for row in rows_of(spool)] == [code for _, code in rows] * 2
+    assert recorder.last_regime == "linear"
     for wrong in ("quiet", 4, -1, 1.5):
         with pytest.raises(InvalidInput, match="regime"):
             recorder.record(0, {"regime": wrong})
@@ -224,6 +225,9 @@ def test_geometry_follows_from_the_basins(
         assert row["basin_distance"] == distance(points[0], points[i])
         assert ("geodesic_distance" in row) == (i > 0)
         assert ("curvature" in row) == (i > 1)
+        if i > 1:
+            (curvature,) = path_curvature(np.array(points[i - 2 : i + 1]))
+            assert row["curvature"] == pytest.approx(curvature, rel=1e-12)
         if i:
             assert row["geodesic_distance"] == distance(points[i - 1], points[i])
     recorder.set_reference_basin(points[3])
@@ -231,6 +235,9 @@ def test_geometry_follows_from_the_basins(
     last = rows_of(spool)[-1]
     assert (last["basin_distance"], last["curvature"]) == (0.0, 7.0)
     assert recorder.last["curvature"] == 7.0
+    assert recorder.last_regime is None
+    assert recorder.reference_basin is not None
+    assert recorder.reference_basin.tolist() == points[3].tolist()
 
 
 def test_a_straight_path_has_no_curvature_and_a_right_angle_a_known_one(
