@@ -23,6 +23,9 @@ app = typer.Typer(no_args_is_help=True, help="Checkpoints: saved states, ranked 
 @app.command("list")
 def list_checkpoints(
     session: SessionName,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Also those that retention has removed.")
+    ] = False,
     limit: Annotated[int, typer.Option(min=1, max=100_000, help="At most so many.")] = 100,
     as_json: Json = False,
 ) -> None:
@@ -30,10 +33,11 @@ def list_checkpoints(
     with opened_store() as store:
         found = store.sessions.get(session)
         health = _health(store, found.id)
-        rows = store.checkpoints.list(found.id, limit=limit)
+        rows = store.checkpoints.list(found.id, limit=100_000)
     place = {id_: number for number, id_ in enumerate(health)}
     rows.sort(key=lambda checkpoint: place.get(checkpoint.id, len(place)))
-    listed = [_with_health(checkpoint, health) for checkpoint in rows]
+    kept = [row for row in rows if everything or row.status != "deleted"][:limit]
+    listed = [_with_health(checkpoint, health) for checkpoint in kept]
     if as_json:
         print_json(listed)
         return

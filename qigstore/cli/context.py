@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from qigstore.repository import Store
     from qigstore.settings import Settings
 
-__all__ = ["SessionName", "opened_store"]
+__all__ = ["MaybeSessionName", "SessionName", "opened_store"]
 
 
 @contextmanager
@@ -46,6 +46,8 @@ def _session_names(incomplete: str) -> list[str]:
     return [name for name in names if name.startswith(incomplete)]
 
 
-SessionName = Annotated[
-    str, typer.Argument(metavar="SESSION", help="Name of a session.", autocompletion=_session_names)
-]
+_SESSION = typer.Argument(
+    metavar="SESSION", help="Name of a session.", autocompletion=_session_names
+)
+SessionName = Annotated[str, _SESSION]
+MaybeSessionName = Annotated[str | None, _SESSION]

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from qigstore.cli.context import SessionName, opened_store
+from qigstore.cli.context import MaybeSessionName, opened_store
 from qigstore.cli.output import Json, print_json, print_table
 
 __all__ = ["app"]
@@ -16,7 +16,7 @@ app = typer.Typer(no_args_is_help=True, help="Events: what rules, signals and pe
 
 @app.command("list")
 def list_events(
-    session: SessionName | None = None,
+    session: MaybeSessionName = None,
     severity: Annotated[
         Literal["info", "warning", "critical"] | None, typer.Option(help="Only these.")
     ] = None,

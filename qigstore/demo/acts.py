@@ -191,7 +191,7 @@ class Demo:
 
     def _fault(self, child: Child) -> None:
         plan = self.plan
-        self._heading("c", f"a fault: at step {plan.fault_at} the learning rate jumps to 40 times")
+        self._heading("c", f"a fault: at step {plan.fault_at} the learning rate jumps fortyfold")
         self._follow(child, lambda _: False, running=False)
         status = child.wait()
         self._check(
@@ -267,7 +267,8 @@ class Demo:
             bool(fit) and chosen == fit[0]["id"],
             f"it came back from step {decision.get('step')}: {decision.get('reason')}",
         )
-        reasons = {c["id"]: c["reason"] for c in decision.get("candidates") or ()}
+        stored = decision.get("candidates") or ()
+        reasons = {c["checkpoint"]["id"]: c["reason"] for c in stored}
         for kind, refused in (
             ("emergency", next((c for c in before if c["kind"] == "emergency"), None)),
             ("newest", newest),
@@ -345,21 +346,18 @@ class Demo:
     ) -> None:
         """Watch a training until the ledger has reached something, or it has ended."""
         ledger = self._processes.ledger(self.plan.session)
+        at_start = count_recorded(ledger)[0]
         with self.screen.progress(self.plan.steps) as progress:
             changed = asked = time.monotonic()
             before, words = -1, ""
             while True:
                 status = child.status
-                ended = status is not None
                 recorded, step = count_recorded(ledger)
-                if reached(recorded) and not ended:
-                    return
-                if ended:
+                if status is not None:
                     if running or status not in {0, EXIT_EMERGENCY}:
-                        raise DemoFailed(
-                            f"the training process ended with {_ended(child)}",
-                            1 if status is None or not 2 <= status <= 6 else status,
-                        )
+                        raise _died(child)
+                    return
+                if reached(recorded):
                     return
                 moment = time.monotonic()
                 if recorded != before:
@@ -369,7 +367,7 @@ class Demo:
                 if moment - asked > _ASK_EVERY_S or not words:
                     asked, words = moment, _standing(self.ask.now(), recorded)
                 if shown:
-                    progress.show(step + 1, words)
+                    progress.show(step + 1, "starting" if recorded == at_start else words)
                 time.sleep(_POLL_S)
 
 
@@ -415,6 +413,12 @@ def _standing(now: dict[str, Any] | None, recorded: int) -> str:
         return "starting"
     phi = "" if now["phi"] is None else f"  Φ {now['phi']:.2f}"
     return f"loss {now['loss']:.3f}{phi}  {recorded:,} recorded, {now['rows']:,} stored"
+
+
+def _died(child: Child) -> DemoFailed:
+    status = child.wait()
+    known = 2 <= status <= 6  # the same kinds of errors as the command line's own
+    return DemoFailed(f"the training process ended with {_ended(child)}", status if known else 1)
 
 
 def _ended(child: Child) -> str:

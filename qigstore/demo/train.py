@@ -44,12 +44,16 @@ def learning_rate(step: int, steps: int, fault_at: int | None) -> float:
 
 def train(options: argparse.Namespace) -> None:
     """Train; what follows `with` is the loop of any script that uses qigstore."""
-    from qigstore.safety.rules import Ewma, Finite, RuleSet
+    from qigstore.safety.rules import Ewma, Finite, RuleSet, Threshold
 
     digits = load_digits(options.seed)
     network = _network(options)
     ledger = Ledger(options.ledger)
-    rules = RuleSet([Finite(action="abort"), Ewma("loss", action="abort")])
+    rules = RuleSet([
+        Finite(action="abort"),
+        Ewma("loss", action="abort"),
+        Threshold("learning_rate", above=2 * _PEAK, severity="warning"),
+    ])  # fmt: skip
     config = {key: value for key, value in vars(options).items() if key != "ledger"}
 
     with qigstore.session(
