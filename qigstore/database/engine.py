@@ -135,7 +135,8 @@ class Database:
         self._secrets = [secret for secret in secrets if secret]
         self._pooler = prepare_threshold is None
         self._settings = {"statement_timeout": f"{statement_timeout_s * 1000:.0f}ms"}
-        self._settings |= {"timezone": "UTC"}
+        # A role named as our schema would have it in its path, and Alembic take it for `public`.
+        self._settings |= {"timezone": "UTC", "search_path": "public"}
         self._on_dispose, self._revive = on_dispose, revive
         self._arguments = self._connect_arguments(given, connect_timeout_s)
         self._prepare_threshold = prepare_threshold
