@@ -62,7 +62,7 @@ class BlockDiagonal(FisherMatrix):
         if self._inverse_roots is not None:
             return 1.0 - 1.0 / len(self.blocks)
         filled = sum(block.n**2 * (1.0 - block.natural_sparsity) for block in self.blocks)
-        return 1.0 - filled / self.n**2
+        return 1.0 - float(filled) / self.n**2
 
     def _each(self, v: Any, name: str) -> Any:
         pairs = zip(self.blocks, self._ranges, strict=True)

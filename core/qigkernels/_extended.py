@@ -117,6 +117,7 @@ def residual_product(xp: Any, target: Any, left: Any, right: Any) -> Any:
     """
     a1, a2, a3 = slices(xp, left)
     b1, b2, b3 = (xp.conj(xp.matrix_transpose(part)) for part in slices(xp, right))
-    found = target - a1 @ b1
-    found = found - (a1 @ b2 + a2 @ b1)
-    return found - (a1 @ b3 + a3 @ b1 + (a2 + a3) @ (b2 + b3))
+    # Sums of numbers on different grids round: what they lose is carried along.
+    found, lost = _two_sum(target, -(a1 @ b1))
+    found, more = _two_sum(found, -(a1 @ b2 + a2 @ b1))
+    return found + (lost + more - (a1 @ b3 + a3 @ b1 + (a2 + a3) @ (b2 + b3)))

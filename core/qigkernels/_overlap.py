@@ -83,11 +83,14 @@ def angle_from_factors(xp: Any, one: Side, two: Side) -> Any:
 def _near_angle(xp: Any, one: Side, two: Side) -> Any:
     angle = xp.zeros_like(_traces(xp, one.state))
     settled = np.zeros(len(one.well), dtype=bool)
-    solid = np.flatnonzero(one.well)
+    solid = np.flatnonzero(one.full)
     if solid.size:
         values, vectors = xp.linalg.eigh(take(xp, one.state, solid))
         gap = take(xp, two.state, solid) - take(xp, one.state, solid)
-        chord, settled[solid] = drift(xp, values, vectors, gap)
+        chord, small = drift(xp, values, vectors, gap)
+        # The smallest eigenvalue λ is off by ε, and the chord by the share ε/λ of itself.
+        exact = to_numpy(chord < 0.25 * values[..., 0]) | one.well[solid]
+        settled[solid] = small & exact
         angle = put(xp, angle, solid, 2.0 * xp.asin(xp.clip(0.5 * chord, 0.0, 1.0)))
     rest = np.flatnonzero(~settled)
     if rest.size:

@@ -162,9 +162,8 @@ def _update(xp: Any, p: Any, g: Any, lr: float, reference: Any) -> BasinUpdate:
     points = xp.where(valid[:, None], moved, p)
     length = xp.where(valid, 2.0 * angle[:, 0], xp.zeros_like(angle[:, 0]))
     where = xp.where(sound[:, None], points, safe)
-    if reference is None:
-        away = length
-    else:
+    away = length
+    if reference is not None:
         away = simplex.distance(where, reference, check=False)
     missing = xp.full_like(length, float("nan"))
     return BasinUpdate(points, length, xp.where(sound, away, missing), valid)
