@@ -36,6 +36,11 @@ class Claim:
     epoch: int
     leftovers: tuple[DrainReport, ...]
 
+    def withdraw(self, store: Store) -> None:
+        """Give the session back: what was claimed could not be opened."""
+        self.spool.close()
+        store.sessions.close_attempt(self.attempt.id, "failed", reason="could not be opened")
+
 
 def claim(
     store: Store, settings: Settings, name: str, config: Mapping[str, Any], *, takeover: bool

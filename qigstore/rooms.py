@@ -211,6 +211,7 @@ def open_rooms(
                 f"the data folder {settings.home} cannot be used: {error}. "
                 "Set QIGSTORE_HOME to a folder that you can write."
             ) from error
+        undo.callback(claimed.withdraw, store)
         rooms = _build(settings, store, claimed, declared)
         rooms.writer.start()
         rooms.signals.install()
@@ -219,29 +220,9 @@ def open_rooms(
 
 
 def _build(settings: Settings, store: Store, claimed: Claim, rules: RuleSet) -> Rooms:
-    session, attempt = claimed.session, claimed.attempt
-    log = EventLog(settings.event_root / str(store.id))
     wanted: list[str] = []
-
-    def write_event(event: Event) -> object:
-        return log.write(session.name, event, attempt_id=attempt.id)
-
-    emergency = Emergency(
-        Origin(session.id, attempt.number),
-        write_event=write_event,
-        store_event=store.events.add,
-        ship=partial(log.ship, store.events.add),
-        request_checkpoint=wanted.append,
-    )
-
-    def report(checkpoint: UUID, step: int, error: Exception) -> None:
-        message = f"checkpoint {checkpoint} was not saved: {error}"
-        emergency.report("checkpoint save", message, step=step)
-
+    emergency = _emergency(settings, store, claimed, wanted)
     recorder = Recorder(claimed.spool, bind_rules=rules.bind)
-
-    def heartbeat() -> None:
-        store.sessions.heartbeat(attempt.id)
 
     def notice_signal(signum: int) -> None:
         reason = f"{Signals(signum).name} received"
@@ -253,30 +234,65 @@ def _build(settings: Settings, store: Store, claimed: Claim, rules: RuleSet) -> 
         claim=claimed,
         rules=rules,
         recorder=recorder,
-        writer=Writer(
-            store,
-            claimed.spool,
-            session_id=session.id,
-            attempt=attempt.number,
-            epoch=claimed.epoch,
-            flush_interval_s=settings.flush_interval_s,
-            batch_rows_max=settings.batch_rows_max,
-            heartbeat_interval_s=settings.heartbeat_interval_s,
-            heartbeat=heartbeat,
-        ),
-        checkpoints=CheckpointManager(
-            CheckpointStore(settings.checkpoint_root),
-            store.checkpoints,
-            session_id=session.id,
-            session_name=session.name,
-            attempt=attempt.number,
-            retention=Retention(settle_steps=settings.settle_steps),
-            phi_floor=settings.phi_floor,
-            on_error=report,
-        ),
+        writer=_writer(settings, store, claimed),
+        checkpoints=_checkpoints(settings, store, claimed, emergency),
         emergency=emergency,
         # The orderly way out has the deadline; the watch's own is for when that way hangs.
         signals=SignalWatch(notice_signal, deadline_s=settings.abort_deadline_s + 5.0),
         notice_signal=notice_signal,
         checkpoint_wanted=wanted,
+    )
+
+
+def _emergency(settings: Settings, store: Store, claimed: Claim, wanted: list[str]) -> Emergency:
+    session, attempt = claimed.session, claimed.attempt
+    log = EventLog(settings.event_root / str(store.id))
+
+    def write_event(event: Event) -> object:
+        return log.write(session.name, event, attempt_id=attempt.id)
+
+    return Emergency(
+        Origin(session.id, attempt.number),
+        write_event=write_event,
+        store_event=store.events.add,
+        ship=partial(log.ship, store.events.add),
+        request_checkpoint=wanted.append,
+    )
+
+
+def _writer(settings: Settings, store: Store, claimed: Claim) -> Writer:
+    attempt = claimed.attempt
+
+    def heartbeat() -> None:
+        store.sessions.heartbeat(attempt.id)
+
+    return Writer(
+        store,
+        claimed.spool,
+        session_id=attempt.session_id,
+        attempt=attempt.number,
+        epoch=claimed.epoch,
+        flush_interval_s=settings.flush_interval_s,
+        batch_rows_max=settings.batch_rows_max,
+        heartbeat_interval_s=settings.heartbeat_interval_s,
+        heartbeat=heartbeat,
+    )
+
+
+def _checkpoints(
+    settings: Settings, store: Store, claimed: Claim, emergency: Emergency
+) -> CheckpointManager:
+    def report(checkpoint: UUID, step: int, error: Exception) -> None:
+        message = f"checkpoint {checkpoint} was not saved: {error}"
+        emergency.report("checkpoint save", message, step=step)
+
+    return CheckpointManager(
+        CheckpointStore(settings.checkpoint_root),
+        store.checkpoints,
+        session_id=claimed.session.id,
+        session_name=claimed.session.name,
+        attempt=claimed.attempt.number,
+        retention=Retention(settle_steps=settings.settle_steps),
+        phi_floor=settings.phi_floor,
+        on_error=report,
     )
