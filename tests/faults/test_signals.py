@@ -194,7 +194,7 @@ def test_a_signal_is_noticed_while_the_main_thread_is_in_native_code() -> None:
 
 
 def test_the_second_signal_leaves_at_once_out_of_native_code() -> None:
-    with child(IN_NATIVE_CODE.replace("SECONDS", "30")) as process:
+    with child(IN_NATIVE_CODE.replace("SECONDS", "300")) as process:
         wait_for(process, "ready")
         process.terminate()
         wait_for(process, "noticed")
@@ -226,6 +226,13 @@ def test_a_callback_that_hangs_keeps_nothing_from_leaving() -> None:
     status, out, _ = run_until_signal(signal.SIGTERM, HANGING_CALLBACK)
     assert status == -signal.SIGTERM
     assert sorted(out.split()) == ["noticed", "saved"]
+
+
+def test_a_callback_that_still_writes_is_waited_for() -> None:
+    script = HANGING_CALLBACK.replace("threading.Event().wait()", "time.sleep(0.5); say('written')")
+    status, out, _ = run_until_signal(signal.SIGTERM, script)
+    assert status == -signal.SIGTERM
+    assert "written" in out
 
 
 def test_a_callback_that_fails_is_reported_and_keeps_nothing_from_leaving() -> None:

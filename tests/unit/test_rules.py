@@ -89,6 +89,17 @@ def test_a_loss_that_doubles_over_100_steps_is_warned_of(noise: float, seed: int
     assert {alarm.metric for alarm in alarms} == {"loss"}
 
 
+def test_a_slow_rise_is_one_episode_and_the_next_rise_another() -> None:
+    rng = np.random.default_rng(21)
+    level = np.concatenate([np.ones(500), np.linspace(1, 2, 100), np.full(4000, 2.0),
+                            np.linspace(2, 4, 100), np.full(400, 4.0)])  # fmt: skip
+    noise = 1 + 0.03 * rng.standard_normal(level.size)
+    steps = [a.step for a in feed(RuleSet([PageHinkley("loss")]), "loss", level * noise)]
+    assert len(steps) == 2
+    assert 500 <= steps[0] < 600
+    assert 4600 <= steps[1] < 4700
+
+
 def test_a_spike_is_critical_at_its_own_step(seed: int) -> None:
     loss = 2 + 0.1 * np.random.default_rng(seed).standard_normal(1000)
     loss[700] = 5.0
@@ -101,8 +112,11 @@ def test_a_spike_is_critical_at_its_own_step(seed: int) -> None:
 def test_a_spike_does_not_hide_a_second_one() -> None:
     rng = np.random.default_rng(11)
     loss = 2 + 0.1 * rng.standard_normal(1000)
-    loss[600] = loss[700] = 6.0
-    assert [a.step for a in feed(RuleSet([Ewma("loss")]), "loss", loss)] == [600, 700]
+    loss[600], loss[650] = 1e4, 6.0
+    assert [a.step for a in feed(RuleSet([Ewma("loss", clear_steps=20)]), "loss", loss)] == [
+        600,
+        650,
+    ]
 
 
 def test_a_lasting_shift_is_one_episode_and_is_taken_in() -> None:
