@@ -1,9 +1,11 @@
 """Which checkpoints to keep: a union of roles; what has any role is never removed.
 
 Roles: ``newest`` (the newest k), ``best`` (the k of highest finite Φ among the healthy),
-``emergency``, ``protected`` (resumed from, or named by the caller), ``newest healthy``, and
-``settled``: the newest healthy one so old that an event of the next steps cannot make it unhealthy
-after the fact. Nothing to recover from is the one mistake that cannot be mended.
+``emergency``, ``protected`` (resumed from, or named by the caller), ``newest healthy``,
+``settled``: the newest healthy one so old that no event to come can make it unhealthy after the
+fact, and ``settling``: the oldest that is not so old yet, which takes that place in time. Without
+the last two, an episode could condemn all that is kept, and nothing to recover from is the one
+mistake that cannot be mended.
 """
 
 from __future__ import annotations
@@ -66,7 +68,9 @@ def roles(
     give("emergency", (item for item in ordered if item.kind == "emergency"))
     give("protected", (item for item in ordered if item.id in protected))
     give("newest healthy", fit[:1])
-    give("settled", [item for item in fit if _settled(item, ordered[0], retention)][:1])
+    settled = [item for item in fit if _settled(item, ordered[0], retention)]
+    give("settled", settled[:1])
+    give("settling", [item for item in fit if item not in settled][-1:])
     return {key: tuple(names) for key, names in found.items()}
 
 

@@ -351,6 +351,8 @@ class CheckpointStore:
             folder = found.path.parent
             trash = folder / f"{_TRASH}{found.path.name}"
             with self._disk.locked(folder):
+                if not os.path.lexists(found.path):
+                    raise NotFound("checkpoint", found.path.name, hint="It was deleted just now")
                 self._disk.rename(found.path, trash)
                 self._disk.fsync_folder(folder)
                 self._discard(trash)

@@ -84,8 +84,30 @@ def test_what_events_may_still_condemn_does_not_push_out_the_settled_one() -> No
     items = [checkpoint(step, 0.5 + step / 1000, step=step) for step in range(0, 101, 10)]
     rule = Retention(keep_newest=1, keep_best=1, settle_steps=50)
     kept = roles(items, rule, healthy={item.id for item in items})
-    assert {item.step for item in items if kept[item.id]} == {50, 100}
+    assert {item.step for item in items if kept[item.id]} == {50, 60, 100}
     assert kept[items[5].id] == ("settled",)
+    assert kept[items[6].id] == ("settling",)
+
+
+@given(
+    gaps=st.lists(st.integers(1, 40), min_size=1, max_size=40),
+    settle=st.integers(0, 60),
+    drop=st.integers(0, 60),
+)
+def test_pruning_after_every_save_always_leaves_one_that_no_episode_condemns(
+    gaps: list[int], settle: int, drop: int
+) -> None:
+    """Whenever an event comes, at most `drop` ≤ `settle` steps after the newest save."""
+    rule = Retention(keep_newest=1, keep_best=1, settle_steps=settle)
+    kept: list[Checkpoint] = []
+    for step in itertools.accumulate(gaps, initial=0):
+        kept.append(checkpoint(step, 0.5 + step / 10_000))
+        found = roles(kept, rule, healthy={item.id for item in kept})
+        kept = [item for item in kept if found[item.id]]
+        assert len(kept) <= 4
+        event = step + 1 + min(drop, settle)
+        survivors = [item for item in kept if item.step + settle < event]
+        assert survivors or step < settle
 
 
 @given(

@@ -7,6 +7,7 @@ import math
 import os
 import re
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -273,6 +274,18 @@ def test_a_manifest_that_lies_with_a_right_digest_is_refused(
     rewrite(saved.path / MANIFEST, change)
     with pytest.raises((CheckpointCorrupt, CheckpointFormatError)):
         folders.load(saved.path)
+
+
+@pytest.mark.skipif(find_spec("torch") is not None, reason="is about machines without torch")
+def test_tensors_without_torch_are_an_error_that_condemns_no_file(
+    folders: CheckpointStore, saved: Checkpoint
+) -> None:
+    node = {"tensor": "w", "dtype": "float32", "grad": False, "parameter": False}
+    rewrite(saved.path / MANIFEST, {"skeleton": node})
+    with pytest.raises(CheckpointError, match="torch is not installed") as refused:
+        folders.load(saved.path)
+    assert not isinstance(refused.value, CheckpointCorrupt)
+    assert folders.verify(saved.path).id == saved.id
 
 
 def test_a_header_that_lies_is_refused_before_anything_is_allocated(

@@ -1,0 +1,132 @@
+"""torch states: dtypes NumPy lacks, tied weights, optimizers. Run where torch is installed."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qigstore.checkpoints import CheckpointStore, SaveInfo
+from qigstore.checkpoints.format import PAYLOAD
+from qigstore.errors import CheckpointError
+
+torch = pytest.importorskip("torch", reason="torch is an extra (qigstore[torch])")
+
+DTYPES = [
+    "float32", "float64", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2", "complex64",
+    "complex128", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "bool",
+]  # fmt: skip
+
+
+def through_disk(folder: Path, state: Any) -> Any:
+    store = CheckpointStore(folder)
+    info = SaveInfo(session_name="torch", session_id=1, attempt=1, step=0)
+    return store.load(store.save(state, info=info).path)
+
+
+@pytest.mark.parametrize("name", DTYPES)
+@pytest.mark.parametrize("shape", [(), (0, 3), (4, 5)], ids=str)
+def test_every_dtype_comes_back_bit_for_bit(tmp_path: Path, name: str, shape: Any) -> None:
+    given = (torch.arange(20) % 7)[: 1 if shape == () else 20].to(getattr(torch, name))
+    given = given[: torch.Size(shape).numel()].reshape(shape)
+    found = through_disk(tmp_path, {"t": given})["t"]
+    assert (found.dtype, found.shape) == (given.dtype, given.shape)
+    assert bytes(found.reshape(-1).view(torch.uint8)) == bytes(
+        given.contiguous().reshape(-1).view(torch.uint8)
+    )
+
+
+def test_views_conjugates_and_gradients(tmp_path: Path) -> None:
+    plain = torch.arange(12.0).reshape(3, 4)
+    state = {
+        "transposed": plain.T,
+        "conjugate": torch.complex(plain, plain).conj(),
+        "leaf": torch.ones(2, requires_grad=True),
+        "computed": torch.ones(2, requires_grad=True) * 2,
+        "parameter": torch.nn.Parameter(torch.ones(3)),
+        "frozen": torch.nn.Parameter(torch.ones(3), requires_grad=False),
+    }
+    found = through_disk(tmp_path, state)
+    for name, tensor in state.items():
+        assert torch.equal(found[name], tensor)
+        assert type(found[name]) is type(tensor)
+        assert found[name].requires_grad == tensor.requires_grad
+        assert found[name].is_leaf
+
+
+def test_tied_weights_are_stored_once_and_stay_tied(tmp_path: Path) -> None:
+    model = torch.nn.Sequential(
+        torch.nn.Linear(4, 4, bias=False), torch.nn.Linear(4, 4, bias=False)
+    )
+    model[1].weight = model[0].weight
+    found = through_disk(tmp_path, model.state_dict())
+    assert found["0.weight"] is found["1.weight"]
+
+
+def test_model_optimizer_and_generator_go_on_where_they_were(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+
+    def make() -> tuple[Any, Any]:
+        model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.BatchNorm1d(8))
+        return model, torch.optim.AdamW(model.parameters(), lr=1e-2)
+
+    def train(model: Any, optimizer: Any) -> Any:
+        loss = model(torch.randn(16, 4)).pow(2).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
+    model, optimizer = make()
+    train(model, optimizer)
+    state = {
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "rng": torch.get_rng_state(),
+    }
+    found = through_disk(tmp_path, state)
+    expected = [train(model, optimizer) for _ in range(3)]
+    again, resumed = make()
+    again.load_state_dict(found["model"])
+    resumed.load_state_dict(found["optimizer"])
+    torch.set_rng_state(found["rng"])
+    assert torch.equal(
+        torch.stack([train(again, resumed) for _ in range(3)]), torch.stack(expected)
+    )
+    assert type(found["model"]) is OrderedDict
+    assert found["model"]._metadata == state["model"]._metadata
+
+
+def test_weights_that_are_not_finite_are_found(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path)
+    for name in ("bfloat16", "float16", "float8_e4m3fn", "float8_e5m2"):
+        tensor = torch.ones(5).to(getattr(torch, name))
+        info = {"session_name": "torch", "session_id": 1, "attempt": 1, "step": 0}
+        assert store.save({"t": tensor}, info=SaveInfo(**info)).weights_finite
+        bad = torch.tensor([1.0, float("nan")]).to(getattr(torch, name))
+        assert not store.save({"t": bad}, info=SaveInfo(**info)).weights_finite
+
+
+def test_the_format_s_own_torch_loader_reads_the_payload(tmp_path: Path) -> None:
+    loader = pytest.importorskip("safetensors.torch", reason="needs torch")
+    store = CheckpointStore(tmp_path)
+    info = SaveInfo(session_name="torch", session_id=1, attempt=1, step=0)
+    tensor = torch.arange(6).to(torch.bfloat16).reshape(2, 3)
+    saved = store.save({"w": tensor}, info=info)
+    assert torch.equal(loader.load_file(saved.path / PAYLOAD)["w"], tensor)
+
+
+@pytest.mark.parametrize(
+    ("make", "why"),
+    [
+        (lambda: torch.eye(3).to_sparse(), "dense"),
+        (lambda: torch.ones(2, device="meta"), "dense"),
+        (lambda: torch.ones(2).as_subclass(type("Own", (torch.Tensor,), {})), "subclass"),
+    ],
+    ids=["sparse", "meta", "subclass"],
+)
+def test_tensors_without_plain_values_are_refused_with_their_place(make: Any, why: str) -> None:
+    with pytest.raises(CheckpointError, match=rf"state\['t'\]: .*{why}"):
+        CheckpointStore(Path("nowhere")).stage({"t": make()})
