@@ -256,6 +256,7 @@ def test_a_forked_child_has_nothing_of_the_spool(tmp_path: Path) -> None:
     spool = Spool.create(tmp_path, identity())
     append(spool, 1, loss=1.0)
     alive, let_go = os.pipe()
+    done, tell = os.pipe()
     child = os.fork()
     if child == 0:
         kept = append(spool, 2, loss=2.0)
@@ -263,9 +264,11 @@ def test_a_forked_child_has_nothing_of_the_spool(tmp_path: Path) -> None:
         spool.close()
         spool.remove()
         os.close(let_go)
+        os.write(tell, b"!")
         os.read(alive, 1)  # outlives the parent's lock, as a data loader's worker may
         os._exit(0 if (kept, spool.dropped) == (False, 1) else 1)
     os.close(alive)
+    assert os.read(done, 1) == b"!"
     append(spool, 3, loss=3.0)
     whole = {1: (1, {"loss": 1.0}), 2: (3, {"loss": 3.0})}
     assert read_all(spool, spool) == whole

@@ -6,7 +6,6 @@ what was lost shows as a gap in the sequence.
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
@@ -33,8 +32,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Rows", "Source", "SpoolReader", "Take"]
 
-_FRAME = struct.Struct("<IIHBbI")
 _READ_BYTES = 1 << 20
+# Of a frame's second word: size, kind and layout; rows that differ in their regime are one run.
+_NO_REGIME_BITS = 0xFFFFFFFF_00FFFFFF
 
 
 class Source(Protocol):
@@ -102,6 +102,7 @@ class _Scan:
     """Where the frames of a piece of a segment are."""
 
     layouts: list[Layout] = field(default_factory=list)
+    # By layout: the first word of each row.
     rows: dict[int, list[int]] = field(default_factory=dict)
     count: int = 0
     end: int = 0
@@ -113,28 +114,35 @@ def scan(data: bytes, seed: int, *, rows_max: int, whole: bool) -> _Scan:
     `whole`: nothing follows, so a frame that does not fit is damage; otherwise it ends the scan.
     """
     found = _Scan()
-    view, at, stop = memoryview(data), 0, len(data)
-    unpack, last = _FRAME.unpack_from, stop - _FRAME.size
-    rows = found.rows
-    while at <= last and found.count < rows_max:
-        marker, crc, words, kind, _, layout = unpack(data, at)
-        end = at + 8 * words
-        if marker == MARKER and words and end <= stop and crc32(view[at + 8 : end], seed) == crc:
+    view = memoryview(data)
+    words = view[: len(data) // 8 * 8].cast("Q")
+    at, stop = 0, len(words)
+    while at + 2 <= stop and found.count < rows_max:
+        meta = words[at + 1] & _NO_REGIME_BITS
+        size, kind = meta & 0xFFFF, meta >> 16 & 0xFF
+        begin, limit = at, min(stop, at + size * (rows_max - found.count))
+        # A run of frames that say the same of themselves: one comparison each, CRC and marker.
+        while (
+            size
+            and at + size <= limit
+            and words[at + 1] & _NO_REGIME_BITS == meta
+            and words[at] == MARKER | crc32(view[8 * at + 8 : 8 * (at + size)], seed) << 32
+        ):
+            at += size
+        if at > begin:
             if kind == KIND_ROW:
-                found.count += 1
-                if layout in rows:
-                    rows[layout].append(at)
-                else:
-                    rows[layout] = [at]
+                found.count += (at - begin) // size
+                found.rows.setdefault(meta >> 32, []).extend(range(begin, at, size))
             elif kind == KIND_LAYOUT:
-                found.layouts.append(read_announcement(data, at))
-            at = end
-            continue
-        if marker == MARKER and end > stop and not whole:
+                found.layouts.extend(
+                    read_announcement(data, 8 * place) for place in range(begin, at, size)
+                )
+        elif not whole and at + size > stop and words[at] & 0xFFFFFFFF == MARKER:
             break
-        at = _next_marker(data, at + 8)
+        else:
+            at = _next_marker(data, 8 * at + 8) // 8
     ended = whole and found.count < rows_max
-    found.end = stop if ended else min(at, stop)
+    found.end = len(data) if ended else min(8 * at, len(data))
     return found
 
 
@@ -216,7 +224,7 @@ class SpoolReader:
         for number, places in found.rows.items():
             layout = self._layouts.get(number) or self._ask_all(number)
             if layout is not None:
-                yield _decode_rows(words, np.array(places, np.intp) // 8, layout)
+                yield _decode_rows(words, np.array(places, np.intp), layout)
 
     def _begin(self, number: int) -> None:
         # Each segment names its layouts again, so that what is known stays bounded.
