@@ -73,10 +73,14 @@ def child(script: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
 
 
 def wait_for(process: subprocess.Popen[str], word: str) -> str:
+    """The child's next line; read past Python's buffer, which `communicate` would not see."""
     assert process.stdout is not None
-    line = process.stdout.readline().strip()
-    assert line.startswith(word), (line, process.stderr and process.stderr.read())
-    return line
+    assert process.stderr is not None
+    line = b""
+    while not line.endswith(b"\n") and (byte := os.read(process.stdout.fileno(), 1)):
+        line += byte
+    assert line.startswith(word.encode()), (line, process.stderr.read())
+    return line.decode().strip()
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
