@@ -8,7 +8,7 @@ import random
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from time import monotonic
+from time import monotonic, sleep
 from typing import TYPE_CHECKING
 
 from qigstore.errors import NotStored, QigstoreError, StaleWriter
@@ -53,6 +53,11 @@ class Health:
     stale: bool = False
 
 
+def _let_training_run() -> None:
+    # Releases the interpreter's lock; otherwise a busy training thread waits 5 ms for it.
+    sleep(0)
+
+
 class Writer:
     """Ships one spool. `start` it; `close` is a barrier; leaving it unclosed is safe but slower.
 
@@ -77,7 +82,7 @@ class Writer:
         self._spool = spool
         self._shipper = Shipper(
             store,
-            SpoolReader(spool, identity.writer),
+            SpoolReader(spool, identity.writer, pause=_let_training_run),
             Target(identity.writer, epoch, session_id, attempt, identity.rank),
             quarantine=Quarantine(spool.folder.parent, identity.writer),
             rows_max=batch_rows_max,

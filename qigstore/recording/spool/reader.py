@@ -6,7 +6,7 @@ what was lost shows as a gap in the sequence.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 from uuid import UUID
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["Rows", "Source", "SpoolReader", "Take"]
 
 _READ_BYTES = 1 << 20
+_ROWS_A_PAUSE = 256
 # Of a frame's second word: size, kind and layout; rows that differ in their regime are one run.
 _NO_REGIME_BITS = 0xFFFFFFFF_00FFFFFF
 
@@ -108,10 +109,13 @@ class _Scan:
     end: int = 0
 
 
-def scan(data: bytes, seed: int, *, rows_max: int, whole: bool) -> _Scan:
+def scan(
+    data: bytes, seed: int, *, rows_max: int, whole: bool, pause: Callable[[], None] | None = None
+) -> _Scan:
     """Find the frames in `data`, which starts on a frame.
 
     `whole`: nothing follows, so a frame that does not fit is damage; otherwise it ends the scan.
+    `pause` is called every few hundred rows.
     """
     found = _Scan()
     view = memoryview(data)
@@ -120,7 +124,8 @@ def scan(data: bytes, seed: int, *, rows_max: int, whole: bool) -> _Scan:
     while at + 2 <= stop and found.count < rows_max:
         meta = words[at + 1] & _NO_REGIME_BITS
         size, kind = meta & 0xFFFF, meta >> 16 & 0xFF
-        begin, limit = at, min(stop, at + size * (rows_max - found.count))
+        begin = at
+        limit = min(stop, at + size * min(rows_max - found.count, _ROWS_A_PAUSE))
         # A run of frames that say the same of themselves: one comparison each, CRC and marker.
         while (
             size
@@ -130,6 +135,8 @@ def scan(data: bytes, seed: int, *, rows_max: int, whole: bool) -> _Scan:
         ):
             at += size
         if at > begin:
+            if pause is not None:
+                pause()
             if kind == KIND_ROW:
                 found.count += (at - begin) // size
                 found.rows.setdefault(meta >> 32, []).extend(range(begin, at, size))
@@ -163,9 +170,18 @@ class SpoolReader:
         source: a living spool, or a left-over one.
         writer: whose rows.
         acked_seq: the last sequence that is stored already.
+        pause: called every few hundred rows, to let other threads run.
     """
 
-    def __init__(self, source: Source, writer: UUID, acked_seq: int = 0) -> None:
+    def __init__(
+        self,
+        source: Source,
+        writer: UUID,
+        acked_seq: int = 0,
+        *,
+        pause: Callable[[], None] | None = None,
+    ) -> None:
+        self._pause = pause
         self._source = source
         self._seed = seed_of(writer)
         self._layouts: dict[int, Layout] = {}
@@ -214,7 +230,8 @@ class SpoolReader:
         data = self._source.read(number, start, stop)
         if not data:  # closed, or cut since
             return None
-        found = scan(data, self._seed, rows_max=rows_max, whole=stop == end)
+        whole = stop == end
+        found = scan(data, self._seed, rows_max=rows_max, whole=whole, pause=self._pause)
         self._at = start + found.end
         return list(self._decode(data, found))
 
