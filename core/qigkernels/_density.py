@@ -44,18 +44,18 @@ def check_hermitian(name: str, rho: Any, tolerance: float, *, trace: float) -> N
     `tolerance` is absolute for states (trace 1), relative to the largest entry for derivatives.
     """
     xp = namespace(rho)
-    gap = xp.max(xp.abs(rho - xp.conj(xp.matrix_transpose(rho))))
-    off = xp.max(xp.abs(xp.linalg.trace(rho) - trace))
-    scale = 1.0 if trace else float(xp.max(xp.abs(rho)))
-    # NaN and inf fail these comparisons too.
-    if float(gap) <= tolerance * scale and float(off) <= tolerance * scale:
-        return
-    values = to_numpy(rho)
-    if not np.isfinite(values).all():
+    if not bool(xp.all(xp.isfinite(rho))):
+        values = to_numpy(rho)
         index = _first(~np.isfinite(values))
         value = values[index].item()
         what = "has NaN" if np.isnan(value) else "has an infinite entry"
         raise _refuse(name, values, f"{what} at {index}", value, index[:-2])
+    gap = xp.max(xp.abs(rho - xp.conj(xp.matrix_transpose(rho))))
+    off = xp.max(xp.abs(xp.linalg.trace(rho) - trace))
+    scale = 1.0 if trace else float(xp.max(xp.abs(rho)))
+    if float(gap) <= tolerance * scale and float(off) <= tolerance * scale:
+        return
+    values = to_numpy(rho)
     gaps = np.abs(values - np.conj(np.swapaxes(values, -1, -2)))
     if gaps.max() > tolerance * scale:
         index = _first(gaps == gaps.max())
@@ -69,8 +69,14 @@ def check_hermitian(name: str, rho: Any, tolerance: float, *, trace: float) -> N
     raise _refuse(name, values, what, float(traces[index]), index)
 
 
-def check_spectrum(name: str, rho: Any, eigenvalues: Any) -> None:
-    """Raise unless every eigenvalue is ≥ 0 up to the rounding of an eigensolver."""
+def check_spectrum(
+    name: str, rho: Any, eigenvalues: Any, *, rows: Any = None, shape: tuple[int, ...] = ()
+) -> None:
+    """Raise unless every eigenvalue is ≥ 0 up to the rounding of an eigensolver.
+
+    Where the eigenvalues are those of some `rows` of a flattened batch, `shape` is the batch's own,
+    for the place in the message.
+    """
     xp = namespace(eigenvalues)
     n = eigenvalues.shape[-1]
     slack = max(8.0, float(n)) * epsilon(eigenvalues)
@@ -79,10 +85,10 @@ def check_spectrum(name: str, rho: Any, eigenvalues: Any) -> None:
     if not bool(xp.any(bad)):
         return
     index = _first(to_numpy(bad))
+    value = float(to_numpy(lowest)[index])
+    if rows is not None:
+        index = tuple(int(i) for i in np.unravel_index(rows[index[0]], shape)) if shape else ()
+        rho = np.empty((*shape, n, n), dtype=bool)
     raise _refuse(
-        name,
-        rho,
-        "is not positive semidefinite, its smallest eigenvalue is negative",
-        float(to_numpy(lowest)[index]),
-        index,
+        name, rho, "is not positive semidefinite, its smallest eigenvalue is negative", value, index
     )

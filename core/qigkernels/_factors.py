@@ -87,12 +87,14 @@ def take(xp: Any, source: Any, index: Any) -> Any:
 
 
 def factor(xp: Any, name: str, rho: Any) -> Side:
-    """Factors of a flat batch `(b, n, n)` of Hermitian matrices of trace 1.
+    """Factors of a batch `(..., n, n)` of Hermitian matrices of trace 1, flattened to `(b, n, n)`.
 
     Raises:
         ValidationError: one is not positive semidefinite.
     """
     n = rho.shape[-1]
+    shape = tuple(rho.shape[:-2])
+    rho = xp.reshape(rho, (-1, n, n))
     eps = epsilon(rho)
     root = _cholesky(xp, rho)
     pivots = to_numpy(real_diagonal(xp, root)).astype(np.float64) ** 2
@@ -102,7 +104,9 @@ def factor(xp: Any, name: str, rho: Any) -> Side:
     full = ~doubtful
     if doubtful.any():
         index = np.flatnonzero(doubtful)
-        root, kept = _by_eigenvectors(xp, name, rho, root, index)
+        values, vectors = xp.linalg.eigh(take(xp, rho, index))
+        check_spectrum(name, rho, values, rows=index, shape=shape)
+        root, kept = _by_eigenvectors(xp, root, index, values, vectors)
         full[index[kept]] = True
     well = full & (lowest * n > _WELL)
     weak = np.flatnonzero(full & ~well)
@@ -114,22 +118,28 @@ def factor(xp: Any, name: str, rho: Any) -> Side:
 
 def _cholesky(xp: Any, rho: Any) -> Any:
     """Cholesky factors; NaN in place of those that do not exist; always a fresh array."""
+    root = _cholesky_or_none(xp, rho)
+    if root is not None:
+        return root
+    # One without a factor takes the batch with it: leave out those too near to singular.
+    root = xp.full_like(rho, float("nan"))
+    values = to_numpy(xp.linalg.eigvalsh(rho))
+    sure = np.flatnonzero(values[:, 0] > 8.0 * rho.shape[-1] * epsilon(rho) * values[:, -1])
+    found = _cholesky_or_none(xp, take(xp, rho, sure)) if sure.size else None
+    return root if found is None else put(xp, root, sure, found)
+
+
+def _cholesky_or_none(xp: Any, rho: Any) -> Any:
     try:
         return xp.linalg.cholesky(rho)
     # NumPy and CuPy raise LinAlgError, torch a RuntimeError, for the whole batch at once.
     except (np.linalg.LinAlgError, RuntimeError):
-        if len(rho) == 1:
-            return xp.full_like(rho, float("nan"))
-        half = len(rho) // 2
-        return xp.concat((_cholesky(xp, rho[:half]), _cholesky(xp, rho[half:])))
+        return None
 
 
-def _by_eigenvectors(xp: Any, name: str, rho: Any, root: Any, index: Any) -> tuple[Any, Any]:
-    """Factors of the doubtful ones; and which of them keep their Cholesky factor."""
-    n = rho.shape[-1]
-    part = take(xp, rho, index)
-    values, vectors = xp.linalg.eigh(part)
-    check_spectrum(name, part, values)
+def _by_eigenvectors(xp: Any, root: Any, index: Any, values: Any, vectors: Any) -> tuple[Any, Any]:
+    """The roots with those of `index` redone; and which of them keep their Cholesky factor."""
+    n = vectors.shape[-1]
     floor = n * epsilon(values) * xp.max(values, axis=-1, keepdims=True)
     kept_values = xp.where(values > floor, values, xp.zeros_like(values))
     by_vectors = vectors * xp.astype(xp.sqrt(kept_values), vectors.dtype)[..., None, :]

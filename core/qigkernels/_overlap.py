@@ -123,8 +123,19 @@ def drift(xp: Any, values: Any, vectors: Any, gap: Any) -> tuple[Any, Any]:
 
 def _procrustes(xp: Any, A: Any, B: Any) -> Any:
     """2·atan2(‖AU − B‖, ‖AU + B‖) with U the unitary that brings AU nearest to B."""
-    P, _, Q = xp.linalg.svd(adjoint(xp, A) @ B)
-    turned = A @ (P @ Q)
+    M = adjoint(xp, A) @ B
+    P, sizes, Q = xp.linalg.svd(M)
+    U = P @ Q
+    # The vectors of an SVD are orthogonal, and their product the polar factor, to some ten n·ε.
+    # One Newton step makes U unitary, one Lyapunov step makes U†M Hermitian, each to ε.
+    U = 1.5 * U - 0.5 * U @ (adjoint(xp, U) @ U)
+    H = adjoint(xp, U) @ M
+    sums = sizes[..., :, None] + sizes[..., None, :]
+    kept = sums > epsilon(sums) * sizes[..., :1, None]
+    weight = xp.astype(kept, sums.dtype) / xp.where(kept, sums, xp.ones_like(sums))
+    back = adjoint(xp, Q)
+    turn = back @ ((Q @ (H - adjoint(xp, H)) @ back) * weight) @ Q
+    turned = A @ (U + U @ turn)
     return 2.0 * xp.atan2(_frobenius(xp, turned - B), _frobenius(xp, turned + B))
 
 

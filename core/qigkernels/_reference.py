@@ -46,7 +46,7 @@ class ReferenceState:
         check_density("rho", rho, sum_tolerance(rho), spectrum=False)
         xp = same_namespace(rho=rho)
         self.rho = xp.asarray(rho, copy=True)
-        self._side = factor(xp, "rho", self.rho[None, ...])
+        self._side = factor(xp, "rho", self.rho)
         self._values, self._vectors = xp.linalg.eigh(self.rho)
 
     def bures_angle(self, sigma: Any, *, check: bool = True) -> Any:

@@ -329,10 +329,10 @@ def _every_cut(
     return float(information[best]), [k for k in range(m) if side[k] < 0]
 
 
-def _by_cholesky(correlation: Any, sizes: tuple[int, ...]) -> Any:
+def _by_cholesky(correlation: Any, sizes: tuple[int, ...], bytes_max: int = _CHUNK_BYTES) -> Any:
     """½ ln(|Σ_A||Σ_B|/|Σ|) of every cut: one batched Cholesky of the block-diagonal masks."""
     sides, n = _sides(len(sizes)), sum(sizes)
-    per_chunk = max(1, _CHUNK_BYTES // (8 * n * n))
+    per_chunk = max(1, bytes_max // (8 * n * n))
     try:
         if len(sides) <= per_chunk:
             scores = _half_log_dets(correlation * _masks(sizes))

@@ -274,11 +274,10 @@ def _factored(xp: Any, rho: Any, sigma: Any) -> tuple[Side, Side, tuple[int, ...
 
     Each state is factored once, however often broadcasting repeats it.
     """
-    n = rho.shape[-1]
     shape_r, shape_s = tuple(rho.shape[:-2]), tuple(sigma.shape[:-2])
     shape = np.broadcast_shapes(shape_r, shape_s)
-    one = factor(xp, "rho", xp.reshape(rho, (-1, n, n)))
-    two = factor(xp, "sigma", xp.reshape(sigma, (-1, n, n)))
+    one = factor(xp, "rho", rho)
+    two = factor(xp, "sigma", sigma)
     if shape_r != shape:
         one = one.rows(xp, _repeated(shape_r, shape))
     if shape_s != shape:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from qigkernels import integration
+from qigkernels._queyranne import minimum_cut
 from qigkernels.integration import (
     phi_geometric,
     phi_mib,
@@ -92,19 +93,29 @@ def test_phi_is_invariant_under_mixing_inside_the_groups(rng):
     assert found.value == pytest.approx(phi_mib(cov, ranges(sizes)).value, abs=1e-11)
 
 
-def test_queyranne_finds_the_exhaustive_minimum(rng, monkeypatch):
+def test_queyranne_finds_the_exhaustive_minimum(rng):
     """Queyranne 1998: I(S; rest) is symmetric submodular, so pendant pairs are exact."""
-    cases = []
     for trial in range(30):
-        sizes = rng.integers(1, 3, int(rng.integers(3, 10))).tolist()
+        sizes = tuple(rng.integers(1, 3, int(rng.integers(3, 10))).tolist())
         n = sum(sizes)
-        cov = (
-            covariance(rng, n) if trial % 2 else np.eye(n) + np.outer(*[rng.standard_normal(n)] * 2)
-        )
-        cases.append((cov, ranges(sizes), phi_mib(cov, ranges(sizes)).value))
-    monkeypatch.setattr(integration, "EXHAUSTIVE_MAX", 1)
-    for cov, groups, wanted in cases:
-        assert phi_mib(cov, groups).value == pytest.approx(wanted, abs=1e-11)
+        v = rng.standard_normal(n)
+        cov = covariance(rng, n) if trial % 2 else np.eye(n) + np.outer(v, v)
+        groups = ranges(sizes)
+        wanted = phi_mib(cov, groups).value
+        side = minimum_cut(cov, sizes)
+        far = [i for k in side for i in groups[k]]
+        near = [i for k in range(len(sizes)) if k not in side for i in groups[k]]
+        assert phi_mib(cov, [near, far]).value == pytest.approx(wanted, abs=1e-11)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("m", [13, 15])
+def test_queyranne_agrees_with_every_cut_above_twelve(rng, m):
+    for _ in range(3):
+        cov = covariance(rng, m)
+        d = 1.0 / np.sqrt(cov.diagonal())
+        every = integration._by_elimination(cov * d * d[:, None])
+        assert phi_mib(cov).value == pytest.approx(every.min(), abs=1e-11)
 
 
 def test_elimination_and_cholesky_score_every_cut_alike(rng):
@@ -117,11 +128,11 @@ def test_elimination_and_cholesky_score_every_cut_alike(rng):
         assert np.abs(one - two).max() <= 1e-12
 
 
-def test_chunks_of_cuts_change_nothing(rng, monkeypatch):
-    cov, groups = covariance(rng, 12), ranges([2] * 6)
-    whole = phi_mib(cov, groups)
-    monkeypatch.setattr(integration, "_CHUNK_BYTES", 4 * 8 * 12 * 12)
-    assert phi_mib(cov, groups) == whole
+def test_chunks_of_cuts_change_nothing(rng):
+    cov = covariance(rng, 12)
+    whole = integration._by_cholesky(cov, (2,) * 6)
+    for bytes_max in (1, 5 * 8 * 144, 10**6):
+        assert np.array_equal(integration._by_cholesky(cov, (2,) * 6, bytes_max), whole)
 
 
 def test_total_correlation_is_the_sum_of_entropies_less_the_joint_one(rng):
