@@ -164,7 +164,6 @@ class Rooms:
         try:
             outcomes = leave(steps, deadline_s=deadline_s)
         finally:
-            self.signals.restore()
             self.store.close()
         _raise_first(outcomes)
 

@@ -155,12 +155,14 @@ class Run:
         status, reason, code = _outcome(rooms, error)
         try:
             rooms.close(status, reason, code)
-        except QigstoreError as waiting:
-            if error is None and status == "completed":
+        except BaseException as waiting:
+            if not isinstance(waiting, QigstoreError) or (error is None and status == "completed"):
+                rooms.signals.restore()
                 raise
             # How the run ended matters more; this must not hide it, nor be hidden.
             warnings.warn(f"on closing the run: {waiting}", RuntimeWarning, stacklevel=3)
         if error is not None:
+            rooms.signals.restore()
             return
         rooms.signals.re_raise()
         stop = rooms.emergency.stop
