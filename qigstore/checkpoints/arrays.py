@@ -203,11 +203,11 @@ def torch_restore(stored: Array, node: dict[str, Any]) -> Any:
     """
     try:
         import torch
-    except ImportError:
+    except ImportError as error:
         raise CheckpointError(
             "this checkpoint holds torch tensors and torch is not installed. Install it "
             "(`pip install 'qigstore[torch]'`)."
-        ) from None
+        ) from error
     tensor = torch.from_numpy(numpy_restore(stored, node.get("numpy")))
     if node["dtype"] in _TORCH_BITS:
         tensor = tensor.view(getattr(torch, node["dtype"]))

@@ -18,7 +18,7 @@ from contextlib import suppress
 from dataclasses import replace
 from mmap import mmap
 from typing import TYPE_CHECKING, Any, Protocol
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from qigstore.checkpoints.ranking import judge
 from qigstore.checkpoints.retention import Retention, roles
@@ -130,9 +130,12 @@ class CheckpointKeeper:
         regime: str | None = None,
         kind: CheckpointKind = "regular",
         metadata: Mapping[str, Any] | None = None,
+        checkpoint_id: UUID | None = None,
         wait: bool = False,
     ) -> UUID:
         """Copy the state and save it behind the caller's back; a low Φ is no reason not to.
+
+        `checkpoint_id` names it beforehand; without one it gets a random id.
 
         Returns:
             The checkpoint's id; it is committed when `wait` says so (with `wait=True`: now).
@@ -158,6 +161,7 @@ class CheckpointKeeper:
                 regime=regime,
                 parent=self._last,
                 metadata=metadata or {},
+                id=checkpoint_id or uuid4(),
             )
             staged = self.store.stage(state, reuse=self._buffer)
             self._buffer, self.last_step = staged.buffer, info.step

@@ -356,7 +356,7 @@ class Histories(RuleBasedStateMachine):
         self.folder = tempfile.TemporaryDirectory(prefix="qs-", dir="/tmp")
         self.model: dict[UUID, tuple[float | None, int, bool]] = {}
         self.spoiled: set[UUID] = set()
-        self.step = 0
+        self.step = self.saves = 0
 
     @initialize()
     def begin(self) -> None:
@@ -380,7 +380,11 @@ class Histories(RuleBasedStateMachine):
     )
     def save(self, phi: float | None, finite: bool, again: bool) -> None:
         self.step += not again
-        key = save(self.manager, self.step, phi, weight=1.0 if finite else math.inf)
+        self.saves += 1
+        # Ids break ties, so that a history repeats only where they do; their order is not time's.
+        key = UUID(int=self.saves * 2_654_435_761 % 2**32)
+        weight = 1.0 if finite else math.inf
+        save(self.manager, self.step, phi, weight=weight, checkpoint_id=key)
         self.model[key] = (phi, self.step, finite)
 
     @precondition(lambda self: self.model)
