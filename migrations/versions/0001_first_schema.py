@@ -292,6 +292,7 @@ def _checkpoints() -> None:
         "ix_checkpoint_unranked",
         "checkpoint",
         "session_id",
+        sa.text("phi DESC NULLS LAST"),
         sa.text("step DESC"),
         "id",
         where="status = 'quarantined' OR (status = 'committed' AND phi IS NULL)",

@@ -248,6 +248,7 @@ checkpoint = Table(
     Index(
         "ix_checkpoint_unranked",
         "session_id",
+        text("phi DESC NULLS LAST"),
         text("step DESC"),
         "id",
         postgresql_where=text("status = 'quarantined' OR (status = 'committed' AND phi IS NULL)"),

@@ -199,10 +199,11 @@ class _Seen:
         """The others, as far as the last healthy one."""
         query = self._all.where(_RANKED, not_(self._fit))
         if last is not None:
-            query = query.where(_c.phi >= last.phi)
+            # The first condition is the index's, the second cuts among equals.
+            later = or_(_c.step > last.step, and_(_c.step == last.step, _c.id < last.id))
+            query = query.where(_c.phi >= last.phi, or_(_c.phi > last.phi, later))
         rows = list(connection.execute(query.order_by(*_RANKING).limit(limit)))
-        # Their own index is by step: without Φ, that is the order.
-        rest = self._all.where(_UNRANKED).order_by(_c.step.desc(), _c.id).limit(limit)
+        rest = self._all.where(_UNRANKED).order_by(*_RANKING).limit(limit)
         rows += connection.execute(rest).all()
         rows.sort(key=lambda row: (row.phi is None, -(row.phi or 0.0), -row.step, row.id))
         return rows[:limit]

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from psycopg.errors import UniqueViolation
 from senders import Sender, column, rows
 
 from qigstore.errors import InvalidInput, NotFound, StaleWriter
@@ -114,6 +115,24 @@ def test_a_refused_batch_leaves_no_metric_name_and_the_next_one_finds_its_place(
     other.send([0], {"a": [10.0], "c": [30.0], "b": [20.0]})
     assert sender.read()[0].metrics == {"a": 1.0, "b": 2.0}
     assert other.read()[0].metrics == {"a": 10.0, "b": 20.0, "c": 30.0}
+
+
+def test_places_given_in_a_transaction_that_failed_are_forgotten(any_store: Store) -> None:
+    sender = Sender(any_store)
+    key = (sender.id, sender.attempt.number)
+    # A row that nobody recorded: the batch meets it in COPY, after its metric got a place.
+    with any_store.database.raw() as connection:
+        query = "INSERT INTO qigstore.telemetry (session_id, attempt, rank, step, seq, recorded_at)"
+        connection.execute(f"{query} VALUES (%s, %s, 0, 0, 1, now())", key)
+    with pytest.raises(UniqueViolation):
+        sender.send([0], {"a": [1.0]})
+    with any_store.database.raw() as connection:
+        connection.execute("DELETE FROM qigstore.telemetry")
+    other = Sender(Store(any_store.database), rank=1, of=sender.attempt)
+    other.send([0], {"b": [2.0]})
+    sender.send([0], {"a": [1.0]})
+    assert sender.read()[0].metrics == {"a": 1.0}
+    assert other.read()[0].metrics == {"b": 2.0}
 
 
 def test_ranks_that_name_new_metrics_at_once_give_each_its_own_place(
