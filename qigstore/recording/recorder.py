@@ -6,6 +6,7 @@ does not goes the long way, where every check has its words.
 
 from __future__ import annotations
 
+import struct
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -114,7 +115,7 @@ class Recorder(Generic[A]):
         with spool.lock:
             try:
                 spool.append(layout, step, regime, values)
-            except (TypeError, ValueError, OverflowError, ArithmeticError):
+            except (struct.error, TypeError, ValueError, ArithmeticError):
                 return self._record_slowly(step, metrics)
             self._last = (step, plan.names, values, regime)
             if plan.check is not None:

@@ -58,6 +58,13 @@ def rows_of(spool: Spool) -> list[dict[str, Any]]:
     return [row for _, row in sorted(found, key=lambda pair: pair[0])]
 
 
+class Odd:
+    """Adds up to a float and is none."""
+
+    def __radd__(self, other: object) -> float:
+        return 1.0
+
+
 class Tensor:
     """What a 0-d tensor shows of itself."""
 
@@ -106,7 +113,8 @@ def test_torch_scalars_of_every_kind_are_recorded(spool: Spool, recorder: Record
 @pytest.mark.parametrize(
     "value",
     [
-        "1.0", b"1", 1j, [1.0], (1.0,), {}, object(), 10**400, -(10**400), Decimal("1e999999"),
+        "1.0", b"1", 1j, [1.0], (1.0,), {}, object(), 10**400, -(10**400), Odd(),
+        Decimal("1e999999"),
         np.array([1.0]), np.array([1.0, 2.0]), np.array([[1.0]]), np.complex128(1),
         np.complex64(1), np.str_("1"), np.datetime64("2026-01-01"), Tensor(1.0, ndim=1),
     ],

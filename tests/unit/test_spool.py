@@ -292,3 +292,28 @@ def test_a_row_recorded_by_an_interruption_of_the_row_comes_after_it(tmp_path: P
     with spool.lock:
         spool.append(layout, 1, -1, (Interrupting(),))  # type: ignore[arg-type]
     assert read_all(spool, spool) == {1: (1, {"loss": 1.0}), 2: (2, {"loss": 2.0})}
+
+
+def test_two_spools_of_one_writer_do_not_harm_each_other(tmp_path: Path) -> None:
+    told = identity()
+    spool = Spool.create(tmp_path, told)
+    append(spool, 1, loss=1.0)
+    with pytest.raises(SpoolFull):
+        Spool.create(tmp_path, told)
+    assert read_all(spool, spool) == {1: (1, {"loss": 1.0})}
+    assert [path.name for path in tmp_path.iterdir()] == [str(told.writer)]
+
+
+def test_a_failed_sync_without_room_to_rewrite_is_not_asked_again(tmp_path: Path) -> None:
+    disk = FailingDisk()
+    spool = Spool.create(tmp_path, identity(), disk=disk)
+    append(spool, 1, loss=1.0)
+    disk.broken = disk.full = True
+    for _ in range(2):
+        with pytest.raises(OSError, match="no room to rewrite"):
+            spool.sync()
+    assert len(disk.synced) == 2  # spool.json, and the segment once
+    disk.broken = disk.full = False
+    append(spool, 2, loss=2.0)
+    spool.sync()
+    assert read_all(spool, spool) == {1: (1, {"loss": 1.0}), 2: (2, {"loss": 2.0})}

@@ -7,7 +7,7 @@ nanosecond path of the whole package.
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import logging
 import os
 import shutil
@@ -29,10 +29,10 @@ from qigstore.recording.spool.frame import (
 )
 from qigstore.recording.spool.identity import (
     IDENTITY_FILE,
-    LOCK_FILE,
     SpoolIdentity,
     acquire_lock,
 )
+from qigstore.recording.spool.leftover import remove_folder
 from qigstore.recording.spool.segment import Disk, Segment, segment_path
 
 __all__ = ["Spool"]
@@ -130,13 +130,15 @@ class Spool:
         folder = root / str(identity.writer)
         # Prepared beside and renamed: no other process ever sees a spool without lock and name.
         beside = root / f".new-{identity.writer}"
-        descriptor = -1
+        descriptor, mine = -1, beside
         try:
             beside.mkdir(mode=0o700)
             descriptor = acquire_lock(beside, create=True)
             disk.write(beside / IDENTITY_FILE, identity.to_json())
             beside.rename(folder)
+            mine = folder
             disk.sync_folder(root)
+            disk.sync_folder(root.parent)
             return cls(
                 folder, identity, descriptor,
                 segment_bytes=segment_bytes, bytes_max=bytes_max, disk=disk,
@@ -144,8 +146,7 @@ class Spool:
         except BaseException as error:
             if descriptor >= 0:
                 os.close(descriptor)
-            shutil.rmtree(beside, ignore_errors=True)
-            shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(mine, ignore_errors=True)
             if isinstance(error, OSError):
                 raise SpoolFull(folder, str(error)) from error
             raise
@@ -340,19 +341,29 @@ class Spool:
         Raises:
             OSError: the disk refuses; the rows are still in the kernel's pages.
         """
+        failed: list[OSError] = []
         with self._tending:
             with self.lock:
                 waiting = [(s, self.at if s is self._active else s.end) for s in self._segments]
             if self.closed or self.forked:
                 return
             for segment, end in waiting:
-                if end is not None and segment.synced < end:
-                    self._sync_segment(segment, end)
+                try:
+                    if end is not None and segment.synced < end:
+                        self._sync_segment(segment, end)
+                except OSError as error:
+                    failed.append(error)
                 if segment.end is not None and segment.synced >= segment.end:
                     segment.close()
             if self._folder_dirty:
                 self._folder_dirty = False
-                self._disk.sync_folder(self.folder)
+                try:
+                    self._disk.sync_folder(self.folder)
+                except OSError as error:
+                    self._folder_dirty = True
+                    failed.append(error)
+        if failed:
+            raise failed[0]
 
     def _sync_segment(self, segment: Segment, end: int) -> None:
         if segment.descriptor >= 0:
@@ -361,14 +372,14 @@ class Spool:
             except OSError as error:
                 # The kernel may have marked the lost pages clean: asking again would lie.
                 _log.warning("%s could not be synced (%s): rewriting it", segment.path, error)
-                with self.lock:
-                    self._retry_at = 0.0
-                    if segment is self._active and not self._next_segment(0):
-                        raise
                 segment.close_descriptor()
             else:
                 segment.synced = end
                 return
+        with self.lock:
+            self._retry_at = 0.0
+            if segment is self._active and not self._next_segment(0):
+                raise OSError(errno.ENOSPC, "no room to rewrite what could not be synced")
         assert segment.end is not None
         self._disk.write(segment.path, segment.read(0, segment.end))
         segment.synced = segment.end
@@ -407,32 +418,30 @@ class Spool:
 
     def close(self) -> None:
         """Let go: what is not stored is kept, for another process to ship."""
+        self._let_go(remove=False)
+
+    def remove(self) -> None:
+        """Let go and delete the folder: everything in it is stored."""
+        self._let_go(remove=True)
+
+    def _let_go(self, *, remove: bool) -> None:
         with self._tending, self.lock:
             if self.closed or self.forked:
                 return
             self.closed = True
             self.limit = self.at = 0
             self.block += 1
-            for segment in (*self._segments, *([self._spare] if self._spare else [])):
+            for segment in self._segments:
                 segment.close()
             if self._spare is not None:
-                self._spare.path.unlink(missing_ok=True)
-            os.close(self._lock_descriptor)
-
-    def remove(self) -> None:
-        """Let go and delete the folder: everything in it is stored."""
-        if self.forked:
-            return
-        with self._tending, self.lock:
-            for segment in self._segments:
-                segment.path.unlink(missing_ok=True)
-            if not self.closed:
-                # The lock goes last: nobody takes a half-removed spool for a left-over one.
-                (self.folder / IDENTITY_FILE).unlink(missing_ok=True)
-        self.close()
-        (self.folder / LOCK_FILE).unlink(missing_ok=True)
-        with contextlib.suppress(OSError):
-            self.folder.rmdir()
+                self._spare.discard()
+            try:
+                if remove:
+                    remove_folder(self.folder)
+            except OSError as error:
+                _log.warning("%s is stored but cannot be deleted: %s", self.folder, error)
+            finally:
+                os.close(self._lock_descriptor)
 
     def forsake(self) -> None:
         """In a forked child: this is the parent's; keep neither its lock nor its files."""
