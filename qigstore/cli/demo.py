@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Annotated
 
 import typer
@@ -12,6 +13,7 @@ __all__ = ["demo"]
 
 
 def demo(
+    context: typer.Context,
     steps: Annotated[
         int, typer.Option(min=600, max=100_000, help="Training steps of each run.")
     ] = 2000,
@@ -26,7 +28,10 @@ def demo(
     """
     from qigstore.demo import Plan, run_demo
 
-    report = run_demo(Plan.of(steps=steps, seed=seed, torch=torch), quiet=as_json)
+    given = context.parent.params if context.parent is not None else {}
+    command = shlex.join(["qigstore", *(["--home", str(given["home"])] if given["home"] else [])])
+    plan = Plan.of(steps=steps, seed=seed, torch=torch)
+    report = run_demo(plan, quiet=as_json, command=command)
     if as_json:
         print_json(report)
     if not report["ok"]:

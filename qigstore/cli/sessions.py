@@ -58,7 +58,7 @@ def _gather(store: Store, info: SessionInfo) -> dict[str, Any]:
         "session": info,
         "rows": sum(rows.values()),
         "events": len(store.events.list(info.id, limit=100_000)),
-        "checkpoints": len(store.checkpoints.list(info.id, limit=100_000)),
+        "checkpoints": len(store.checkpoints.list(info.id, status="committed", limit=100_000)),
         "attempts": [{**fields_of(attempt), "rows": rows.get(attempt.number, 0)}
                      for attempt in attempts],
         "latest": store.telemetry.latest(info.id),

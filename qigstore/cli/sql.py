@@ -58,14 +58,17 @@ give people you do not trust a database role of their own.
         script = sys.stdin.read()
     if script is None and as_json:
         raise ConfigurationError("--json needs -c, or statements on standard input")
-    database = open_database(settings, check=False)
+    # An outdated schema elsewhere is no reason to refuse SQL; the embedded one is ours to make.
+    database = open_database(settings, check=settings.dsn is None)
     try:
+        if script is not None and not script.strip():
+            return
         if script is not None:
             _run(database, script, write=write, as_json=as_json)
             return
         psql = _find_psql(settings)
         if psql is not None:
-            raise typer.Exit(_open_psql(psql, database, write=write))
+            raise typer.Exit(_open_psql(psql, database, settings, write=write))
         _prompt(database, write=write)
     finally:
         database.dispose()
@@ -110,16 +113,20 @@ def _find_psql(settings: Settings) -> Path | None:
     return Path(found) if found else None
 
 
-def _open_psql(psql: Path, database: Database, *, write: bool) -> int:
+def _open_psql(psql: Path, database: Database, settings: Settings, *, write: bool) -> int:
     with database.raw() as connection:
         # The password travels in the environment: arguments are there for all to see.
         place, password = connection.info.dsn, connection.info.password
-    options = "-c search_path=qigstore,public"
-    if not write:
-        options += " -c default_transaction_read_only=on"
-    environment = {**os.environ, "PGOPTIONS": f"{os.environ.get('PGOPTIONS', '')} {options}"}
-    if password:
-        environment["PGPASSWORD"] = password
+        options = connection.info.get_parameters().get("options", "")
+    if settings.prepare_threshold is not None:
+        options += " -c search_path=qigstore,public -c statement_timeout=0"
+        options += "" if write else " -c default_transaction_read_only=on"
+        # Of two values for one keyword libpq takes the later.
+        escaped = options.replace("\\", "\\\\").replace("'", "\\'")
+        place += f" options='{escaped}'"
+    else:
+        sys.stderr.write("behind a pooler, psql starts with its own settings: not read-only\n")
+    environment = {**os.environ, **({"PGPASSWORD": password} if password else {})}
     # Ctrl-C belongs to psql: it cancels a query there and must not end us, who hold the server.
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:

@@ -109,6 +109,8 @@ class Demo:
         self._processes = processes
         self.ask = Questions(store, plan.session, screen.note)
         self.control = Questions(store, plan.control, screen.note)
+        self.command = "qigstore"
+        """How the user calls it, for the hints at the end."""
         self.checks: list[Check] = []
         self.facts: dict[str, Any] = {}
         self._act = ""
@@ -371,8 +373,13 @@ class Demo:
                 time.sleep(_POLL_S)
 
 
-def run_demo(plan: Plan, *, quiet: bool = False) -> dict[str, Any]:
+def run_demo(plan: Plan, *, quiet: bool = False, command: str = "qigstore") -> dict[str, Any]:
     """Play the demo on the store that the settings name; the report of what it found.
+
+    Args:
+        plan: what to play.
+        quiet: show nothing.
+        command: how the user calls `qigstore`, for the hints at the end.
 
     Raises:
         DemoFailed: an act could not be played to its end.
@@ -390,14 +397,16 @@ def run_demo(plan: Plan, *, quiet: bool = False) -> dict[str, Any]:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="qigstore-demo-"))
             store = stack.enter_context(open_store())
             processes = stack.enter_context(Processes(interrupts, Path(folder)))
-            return Demo(plan, screen, store, processes).play()
+            demo = Demo(plan, screen, store, processes)
+            demo.command = command
+            return demo.play()
         except (KeyboardInterrupt, Terminated) as stop:
             with interrupts.held():
                 stack.close()
                 interrupts.pending = None
             sys.stderr.write(
                 "\nqigstore: interrupted; every process of the demo has ended. What was recorded "
-                f"stays: qigstore sessions show {plan.session}\n"
+                f"stays: {command} sessions show {plan.session}\n"
             )
             raise SystemExit(143 if isinstance(stop, Terminated) else 130) from None
         finally:

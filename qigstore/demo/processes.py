@@ -84,7 +84,7 @@ class Child:
         self.arguments = tuple(arguments)
         self.lines: deque[str] = deque(maxlen=_LINES_KEPT)
         # A group of its own: Ctrl-C on the terminal reaches the demo, which ends it in order. Its
-        # stderr is a pipe of ours, so it cannot outlive us unnoticed.
+        # output is a pipe of ours: should we be killed, it ends at the next line it writes.
         self._process = subprocess.Popen(
             [sys.executable, "-m", "qigstore.demo.train", *arguments],
             env=dict(environment),

@@ -52,9 +52,14 @@ GROUP BY attempt, abandoned, island ORDER BY first_step, attempt"""
 _ACCURACY = """SELECT value FROM telemetry_metric
 WHERE session = %(session)s AND name = 'test_accuracy' AND step = %(step)s
 ORDER BY attempt DESC LIMIT 1"""
-_DIFFERENCE = """SELECT count(*) AS steps, max(abs(a.loss - b.loss)) AS largest
-FROM canonical_telemetry a JOIN canonical_telemetry b USING (rank, step)
-WHERE a.session = %(session)s AND b.session = %(other)s AND step < %(step)s"""
+# Materialized: in a fresh store, which has no statistics yet, the planner would compute one side
+# anew for each row of the other.
+_DIFFERENCE = """WITH mine AS MATERIALIZED (SELECT rank, step, loss FROM canonical_telemetry
+    WHERE session = %(session)s AND step < %(step)s),
+theirs AS MATERIALIZED (SELECT rank, step, loss FROM canonical_telemetry
+    WHERE session = %(other)s AND step < %(step)s)
+SELECT count(*) AS steps, max(abs(mine.loss - theirs.loss)) AS largest
+FROM mine JOIN theirs USING (rank, step)"""
 
 
 class Questions:

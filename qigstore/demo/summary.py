@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -133,13 +134,18 @@ def _further(demo: Demo) -> None:
     screen.write()
     screen.write("Look further:", "bold")
     for command in (
-        f"qigstore sessions show {plan.session}",
-        f"qigstore checkpoints list {plan.session}",
-        f"qigstore recover {plan.session} --dry-run",
-        "qigstore sql -c 'select * from best_checkpoints'",
-        "qigstore sql",
+        f"sessions show {plan.session}",
+        f"checkpoints list {plan.session}",
+        f"recover {plan.session} --dry-run",
+        "sql -c 'select * from best_checkpoints'",
+        "sql",
     ):
-        screen.write(f"  {command}", "cyan")
+        screen.write(f"  {demo.command} {command}", "cyan")
+    if os.environ.get("QIGSTORE_DSN") is not None:
+        screen.write('  psql "$QIGSTORE_DSN"', "cyan")
+    else:
+        screen.write(f"  {demo.command} db start", "cyan")
+        screen.note("(keeps the server running until Ctrl-C, and prints a line for psql)", "dim")
     screen.note(f"Status {EXIT_EMERGENCY} means: stopped by itself, start it again.", "dim")
 
 

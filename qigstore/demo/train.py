@@ -79,6 +79,8 @@ def train(options: argparse.Namespace) -> None:
                     test_accuracy=network.accuracy(digits.test_x, digits.test_y),
                 )
             run.checkpoint(network.state(), step=step, every=options.every)
+            if step % 100 == 0:
+                print(f"step {step}: loss {loss:.4f}", flush=True)  # noqa: T201
 
 
 def _network(options: argparse.Namespace) -> Network | TorchNetwork:

@@ -59,9 +59,8 @@ def alive(mark: str) -> list[str]:
         if not folder.name.isdigit() or int(folder.name) == os.getpid():
             continue
         try:
-            known = (
-                folder.joinpath("environ").read_bytes() + folder.joinpath("cmdline").read_bytes()
-            )
+            words = folder.joinpath("cmdline").read_bytes()
+            known = folder.joinpath("environ").read_bytes() + words
             zombie = folder.joinpath("stat").read_text().rpartition(")")[2].split()[0] == "Z"
         except OSError:  # it ended while we looked
             continue
