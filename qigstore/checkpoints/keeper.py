@@ -260,11 +260,16 @@ class CheckpointKeeper:
             if self._rows is not None:
                 self._later.append(say)
             self._tidy_wanted = True
-            if self._tidier is None or not self._tidier.is_alive():
-                self._tidier = threading.Thread(
-                    target=self._tidy_up, name="qigstore-rows", daemon=True
-                )
-                self._tidier.start()
+            if self._tidier is not None and self._tidier.is_alive():
+                return
+            thread = threading.Thread(target=self._tidy_up, name="qigstore-rows", daemon=True)
+            self._tidier = thread
+            try:
+                thread.start()
+                return
+            except RuntimeError:
+                self._tidier = None  # the interpreter ends, and waits for this thread
+        self._tidy_up()
 
     def _tidy_up(self) -> None:
         while True:

@@ -37,20 +37,28 @@ _FINITE_CHUNK = 1 << 16
 class Beside:
     """Work in a second thread beside this one; its error is raised where the result is asked for.
 
-    A plain thread: executors refuse work while the interpreter waits for its last threads, and a
-    save may be one of those.
+    While an interpreter ends it waits for a save in flight, and may start no thread any more: then
+    the work is done here at once (`or_here`), or RuntimeError says so.
     """
 
-    def __init__(self, work: Callable[[], Any]) -> None:
+    def __init__(self, work: Callable[[], Any], *, or_here: bool = True) -> None:
         self._work = work
         self._value: Any = None
         self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="qigstore-hash", daemon=True)
-        self._thread.start()
+        thread = threading.Thread(target=self._run, name="qigstore-hash", daemon=True)
+        self._thread: threading.Thread | None = thread
+        try:
+            thread.start()
+        except RuntimeError:
+            if not or_here:
+                raise
+            self._thread = None
+            self._run()
 
     def wait(self) -> None:
         """Wait for the end, whatever it is."""
-        self._thread.join()
+        if self._thread is not None:
+            self._thread.join()
 
     def result(self) -> Any:
         """Wait for the end; return what the work returned, or raise what it raised."""
@@ -264,7 +272,7 @@ class _HashBeside:
         self._batch: list[tuple[blake3, memoryview]] = []
         self._size = 0
         self._queue: SimpleQueue[list[tuple[blake3, memoryview]] | None] = SimpleQueue()
-        self._job = Beside(self._run)
+        self._job = Beside(self._run, or_here=False)
 
     def add(self, hasher: blake3, piece: memoryview) -> None:
         """Hash these bytes next; they must not change any more."""
