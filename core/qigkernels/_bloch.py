@@ -10,8 +10,9 @@ from __future__ import annotations
 from typing import Any
 
 from qigkernels._arrays import epsilon, tiny
-from qigkernels._density import check_spectrum
+from qigkernels._density import check_density, check_spectrum
 from qigkernels._extended import determinant2
+from qigkernels.validation import sum_tolerance
 
 __all__ = ["bloch_angle"]
 
@@ -20,39 +21,69 @@ def bloch_angle(xp: Any, rho: Any, sigma: Any, *, check: bool = True) -> Any:
     """Bures angle of 2 × 2 states, `(..., 2, 2)` → `(...)`, in [0, π/2].
 
     Raises:
-        ValidationError: one has a negative determinant.
+        ValidationError: one is not Hermitian, not of trace 1, or has a negative determinant.
     """
-    one, trace_one, height_one, square_one = _point(xp, "rho", rho, check)
-    two, trace_two, height_two, square_two = _point(xp, "sigma", sigma, check)
-    gap = [a * trace_two - b * trace_one for a, b in zip(one, two, strict=True)]
-    total = [a * trace_two + b * trace_one for a, b in zip(one, two, strict=True)]
+    one, height_one, square_one = _point(xp, "rho", rho, check)
+    two, height_two, square_two = _point(xp, "sigma", sigma, check)
+    heights = height_one + height_two
     # The difference of heights from the difference of their squares: no cancellation.
-    scaled_one, scaled_two = height_one * trace_two, height_two * trace_one
-    squares = square_one * trace_two**2 - square_two * trace_one**2
-    gap.append(squares / (scaled_one + scaled_two + tiny(scaled_one)))
-    total.append(scaled_one + scaled_two)
-    return xp.atan2(
-        xp.sqrt(sum(part * part for part in gap)), xp.sqrt(sum(part * part for part in total))
-    )
+    rise = (square_one - square_two) / (heights + tiny(heights))
+    gap, total = rise * rise, heights * heights
+    for a, b in zip(one, two, strict=False):
+        gap = gap + (a - b) ** 2
+        total = total + (a + b) ** 2
+    # A real state has no third component; the other's counts whole on both sides.
+    for rest in (*one[len(two) :], *two[len(one) :]):
+        gap, total = gap + rest * rest, total + rest * rest
+    return xp.atan2(xp.sqrt(gap), xp.sqrt(total))
 
 
-def _point(xp: Any, name: str, rho: Any, check: bool) -> tuple[list[Any], Any, Any, Any]:
-    """Bloch vector, trace, height 2√det ρ, and its square 4·det ρ."""
-    diagonal_0, diagonal_1, off = rho[..., 0, 0], rho[..., 1, 1], rho[..., 1, 0]
+def _point(xp: Any, name: str, rho: Any, check: bool) -> tuple[list[Any], Any, Any]:
+    """Bloch vector, height 2√det ρ and its square 4·det ρ, all for trace 1 exactly."""
+    top, bottom, off = rho[..., 0, 0], rho[..., 1, 1], rho[..., 1, 0]
+    if check and not _sound(xp, rho, top, bottom, off):
+        check_density(name, rho, sum_tolerance(rho), spectrum=False)
+    im = None
     if xp.isdtype(rho.dtype, "complex floating"):
-        a, d = xp.real(diagonal_0), xp.real(diagonal_1)
-        vector = [a - d, 2.0 * xp.real(off), 2.0 * xp.imag(off)]
-        re, im = xp.real(off), xp.imag(off)
+        a, d, re, im = xp.real(top), xp.real(bottom), xp.real(off), xp.imag(off)
     else:
-        a, d, re, im = diagonal_0, diagonal_1, off, xp.zeros_like(off)
-        vector = [a - d, 2.0 * re]
-    trace = a + d
+        a, d, re = top, bottom, off
+    # Packed copies: every later pass over the strided entries would cost a cache line each.
+    a, d, re, im = a + 0.0, d + 0.0, re + 0.0, None if im is None else im + 0.0
     eps = epsilon(a)
-    exact = eps < 1e-10
-    determinant = determinant2(xp, a, d, re, im) if exact else a * d - re * re - im * im
+    if eps < 1e-10:
+        determinant = determinant2(xp, a, d, re, im)
+    else:
+        determinant = a * d - re * re - (0.0 if im is None else im * im)
+    trace = a + d
     if check and float(xp.min(determinant)) < -4.0 * eps:
         lowest = determinant / trace
         check_spectrum(name, rho, xp.stack((lowest, trace - lowest), axis=-1))
     # An eigenvalue at or below n·ε·λ_max is the rounding of a pure state.
-    kept = xp.where(determinant > 2.0 * eps, determinant, xp.zeros_like(determinant))
-    return vector, trace, 2.0 * xp.sqrt(kept), 4.0 * kept
+    kept = determinant * xp.astype(determinant > 2.0 * eps, determinant.dtype)
+    scale = 1.0 / trace
+    twice = 2.0 * scale
+    vector = [(a - d) * scale, re * twice] + ([] if im is None else [im * twice])
+    height = xp.sqrt(kept) * twice
+    return vector, height, height * height
+
+
+def _sound(xp: Any, rho: Any, top: Any, bottom: Any, off: Any) -> bool:
+    """Whether every matrix is finite, Hermitian and of trace 1; the usual case, cheaply."""
+    tolerance = sum_tolerance(rho)
+    if not bool(xp.all(xp.isfinite(rho))):
+        return False
+    other = rho[..., 0, 1]
+    trace = top + bottom
+    if not xp.isdtype(rho.dtype, "complex floating"):
+        off_trace, skew = xp.abs(trace - 1.0), xp.abs(off - other)
+        return bool(xp.max(off_trace) <= tolerance) and bool(xp.max(skew) <= tolerance)
+    parts = (
+        xp.real(trace) - 1.0,
+        xp.real(off) - xp.real(other),
+        xp.imag(off) + xp.imag(other),
+        xp.imag(top),
+        xp.imag(bottom),
+    )
+    # Half the tolerance for each part: the modulus is then within it, and the rest is looked at.
+    return all(float(xp.max(xp.abs(part))) <= 0.5 * tolerance for part in parts)

@@ -51,7 +51,7 @@ def check_hermitian(name: str, rho: Any, tolerance: float, *, trace: float) -> N
         what = "has NaN" if np.isnan(value) else "has an infinite entry"
         raise _refuse(name, values, f"{what} at {index}", value, index[:-2])
     gap = xp.max(xp.abs(rho - xp.conj(xp.matrix_transpose(rho))))
-    off = xp.max(xp.abs(xp.linalg.trace(rho) - trace))
+    off = xp.max(xp.abs(xp.sum(xp.linalg.diagonal(rho), axis=-1) - trace))
     scale = 1.0 if trace else float(xp.max(xp.abs(rho)))
     if float(gap) <= tolerance * scale and float(off) <= tolerance * scale:
         return

@@ -17,28 +17,27 @@ _NEAR = 0.05
 """1 − √F below which arccos √F would lose digits and the Procrustes form takes over."""
 
 
-def overlap_from_factors(xp: Any, A: Any, B: Any, sigma: Any, well: Any) -> Any:
-    """√F of flat batches of factors: Σ√eig(A†σA) where that keeps its digits, else Σ svd(A†B).
-
-    Args:
-        A, B: factors `(b, n, n)` of rho and sigma. sigma: `(b, n, n)`. well: NumPy booleans, where
-            both states are well-conditioned.
-    """
-    if not well.any():
-        return _nuclear(xp, A, B)
-    if well.all():
-        overlap, lost = _by_eigenvalues(xp, A, sigma)
+def overlap_from_factors(xp: Any, one: Side, two: Side) -> Any:
+    """√F of matched flat batches: Σ√eig(A†σA) where that keeps its digits, else Σ svd(A†B)."""
+    n = one.state.shape[-1]
+    # The smallest eigenvalue of A†σA follows the pivots; below this the attempt mostly fails.
+    tried = one.well & two.well & (one.pivot * two.pivot > float(n) ** -2.5)
+    if not tried.any():
+        return _nuclear(xp, one.root, two.root)
+    if tried.all():
+        overlap, lost = _by_eigenvalues(xp, one.root, two.state)
         rest = np.flatnonzero(lost)
     else:
-        index = np.flatnonzero(well)
-        overlap = xp.zeros_like(_traces(xp, sigma))
-        found, lost = _by_eigenvalues(xp, take(xp, A, index), take(xp, sigma, index))
+        index = np.flatnonzero(tried)
+        overlap = xp.zeros_like(_traces(xp, two.state))
+        found, lost = _by_eigenvalues(xp, take(xp, one.root, index), take(xp, two.state, index))
         overlap = put(xp, overlap, index, found)
-        again = ~well
+        again = ~tried
         again[index[lost]] = True
         rest = np.flatnonzero(again)
     if rest.size:
-        overlap = put(xp, overlap, rest, _nuclear(xp, take(xp, A, rest), take(xp, B, rest)))
+        A, B = take(xp, one.root, rest), take(xp, two.root, rest)
+        overlap = put(xp, overlap, rest, _nuclear(xp, A, B))
     return overlap
 
 
@@ -56,7 +55,8 @@ def _by_eigenvalues(xp: Any, A: Any, sigma: Any) -> tuple[Any, Any]:
     # A rounding of ε·top in every eigenvalue, as the square roots pass it on. Solvers do better
     # by about n; where even so the sum might be off by more than 1e-15, it is redone.
     error = epsilon(values) * top * xp.sqrt(xp.sum((0.5 / roots) ** 2, axis=-1))
-    limit = float(values.shape[-1]) * epsilon(values)
+    n = float(values.shape[-1])
+    limit = 0.5 * max(n, n * n / 16.0) * epsilon(values)
     return xp.sum(roots, axis=-1), to_numpy(error > limit)
 
 
@@ -69,13 +69,12 @@ def angle_from_factors(xp: Any, one: Side, two: Side) -> Any:
 
     Near pairs: the Lyapunov form where it settles, else the Procrustes form.
     """
-    well = one.well & two.well
-    overlap = overlap_from_factors(xp, one.root, two.root, two.state, well)
+    overlap = overlap_from_factors(xp, one, two)
     angle = xp.acos(xp.clip(overlap, 0.0, 1.0))
     near = np.flatnonzero(to_numpy(overlap > 1.0 - _NEAR))
     if near.size == 0:
         return angle
-    if near.size < len(well):
+    if near.size < len(one.well):
         one, two = one.rows(xp, near), two.rows(xp, near)
     return put(xp, angle, near, _near_angle(xp, one, two))
 

@@ -1,0 +1,250 @@
+"""`python -m benchmarks.geometry`: the geometry core against its peers, in one interleaved run.
+
+Every line is a ratio of best times taken in turns in this process, so that a busy machine slows
+both sides alike. PennyLane, QuTiP, pyRiemann and JAX are compared where they are installed
+(`pip install pennylane qutip pyriemann`); NumPy, SciPy and the bare LAPACK call always are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import sys
+import timeit
+from collections.abc import Callable
+from typing import Any
+
+for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(_name, "1")
+
+import numpy as np
+
+from qigkernels import batch, fisher, integration, simplex, states
+
+__all__ = ["main"]
+
+Timed = dict[str, Callable[[], Any]]
+
+
+def best_of(calls: Timed, rounds: int) -> dict[str, float]:
+    """Best seconds of each call, taken in turns."""
+    found = dict.fromkeys(calls, float("inf"))
+    for call in calls.values():
+        call()
+    for _ in range(rounds):
+        for name, call in calls.items():
+            found[name] = min(found[name], timeit.timeit(call, number=1))
+    return found
+
+
+def line(label: str, ours: float, peers: dict[str, float], per: int, unit: float = 1e6) -> float:
+    """Print ours per item, and how many times as long each peer takes; the least such ratio."""
+    suffix = {1e6: "µs", 1e9: "ns"}[unit]
+    ratios = {name: seconds / ours for name, seconds in peers.items()}
+    shown = "  ".join(f"{name} {ratio:.2f}x" for name, ratio in ratios.items())
+    print(f"{label:<46} {ours / per * unit:9.2f} {suffix}   {shown}")
+    return min(ratios.values(), default=float("nan"))
+
+
+def random_states(rng: np.random.Generator, count: int, n: int, rank: int) -> Any:
+    G = rng.standard_normal((count, n, rank)) + 1j * rng.standard_normal((count, n, rank))
+    rho = G @ G.conj().swapaxes(-1, -2)
+    return rho / np.trace(rho, axis1=-2, axis2=-1).real[:, None, None]
+
+
+def textbook(rho: Any, sigma: Any) -> Any:
+    """Bures distance as it is usually written: two eigendecompositions, batched."""
+    values, vectors = np.linalg.eigh(rho)
+    half = (vectors * np.sqrt(values.clip(min=0.0))[:, None, :]) @ vectors.conj().swapaxes(-1, -2)
+    inner = np.linalg.eigvalsh(half @ sigma @ half)
+    return np.sqrt((2.0 - 2.0 * np.sqrt(inner.clip(min=0.0)).sum(axis=-1)).clip(min=0.0))
+
+
+def bures_peers(rho: Any, sigma: Any) -> Timed:
+    """Whatever is installed that computes Bures distance or fidelity of a batch of states."""
+    found: Timed = {"eigh+eigvalsh": lambda: textbook(rho, sigma)}
+    if importlib.util.find_spec("pennylane"):
+        import pennylane as qml
+
+        found["PennyLane"] = lambda: qml.math.fidelity(rho, sigma)
+    if importlib.util.find_spec("pyriemann"):
+        from pyriemann.utils.distance import distance_wasserstein
+
+        found["pyRiemann"] = lambda: distance_wasserstein(rho, sigma)
+    if importlib.util.find_spec("qutip"):
+        import qutip
+
+        pairs = [(qutip.Qobj(a), qutip.Qobj(b)) for a, b in zip(rho, sigma, strict=True)]
+        found["QuTiP (loop)"] = lambda: [qutip.fidelity(a, b) for a, b in pairs]
+    return found
+
+
+def bench_states(rng: np.random.Generator, rounds: int) -> None:
+    print("\nBures distance of a batch of pairs; peers give fidelity or distance")
+    for n, count in ((2, 4000), (4, 2000), (16, 200), (64, 8)):
+        full, wide = (random_states(rng, count, n, k) for k in (n, 2 * n))
+        near = 0.999 * wide + 0.001 * random_states(rng, count, n, n)
+        tiny = (1.0 - 1e-12) * wide + 1e-12 * full
+        low, pure = (random_states(rng, count, n, k) for k in (max(1, n // 2), 1))
+        kinds = {
+            "full rank": (full, random_states(rng, count, n, n)),
+            "well-conditioned": (wide, random_states(rng, count, n, 2 * n)),
+            "near (1e-3)": (wide, near),
+            "near (1e-12)": (wide, tiny),
+            "low rank": (low, random_states(rng, count, n, max(1, n // 2))),
+            "pure": (pure, random_states(rng, count, n, 1)),
+        }
+        for kind, (rho, sigma) in kinds.items():
+            calls: Timed = {"ours": lambda a=rho, b=sigma: states.bures_distance(a, b)}
+            peers = bures_peers(rho, sigma)
+            if kind != "full rank":
+                peers.pop("QuTiP (loop)", None)
+            calls |= peers
+            calls["LAPACK eigvalsh"] = lambda a=rho: np.linalg.eigvalsh(a)
+            times = best_of(calls, rounds)
+            line(f"n = {n:<2} {kind}", times.pop("ours"), times, count)
+
+
+def bench_simplex(rng: np.random.Generator, rounds: int) -> None:
+    print("\nSimplex, n = 64")
+    P, Q = rng.dirichlet(np.ones(64), 1000), rng.dirichlet(np.ones(64), 1000)
+    calls: Timed = {
+        "ours": lambda: simplex.pairwise(P, Q, check=False),
+        "arccos(UVᵀ)": lambda: 2.0 * np.arccos((np.sqrt(P) @ np.sqrt(Q).T).clip(max=1.0)),
+    }
+    times = best_of(calls, 3 * rounds)
+    line("all pairs, P and Q of 1,000 rows", times.pop("ours"), times, 10**6, 1e9)
+    times = best_of({"ours": lambda: simplex.pairwise(P)}, 3 * rounds)
+    line("all pairs of P with itself", times.pop("ours"), times, 10**6, 1e9)
+    p, q = P[0], Q[0]
+    near = 0.99 * p + 0.01 * q
+
+    def many(other: Any) -> Callable[[], Any]:
+        return lambda: [simplex.distance(p, other) for _ in range(1000)]
+
+    times = best_of(
+        {
+            "ours": many(q),
+            "ours, near": many(near),
+            "2·arccos Σ√pq, unchecked": lambda: [
+                2.0 * np.arccos(np.minimum(1.0, np.sum(np.sqrt(p * q)))) for _ in range(1000)
+            ],
+        },
+        rounds,
+    )
+    line("one pair, checked, single call", times.pop("ours"), times, 1000)
+    calls = {
+        "ours": lambda: simplex.distance(P, Q),
+        "2·arccos Σ√pq, unchecked": lambda: 2.0 * np.arccos(np.sqrt(P * Q).sum(1).clip(max=1.0)),
+    }
+    times = best_of(calls, rounds)
+    line("1,000 matched pairs", times.pop("ours"), times, 1000)
+    rho, sigma = random_states(rng, 2, 4, 8)
+    times = best_of(
+        {"ours": lambda: [states.bures_distance(rho, sigma) for _ in range(100)]}, rounds
+    )
+    line("one pair of 4 × 4 states, single call", times.pop("ours"), {}, 100)
+
+
+def bench_batch(rng: np.random.Generator, rounds: int) -> None:
+    print("\nupdate_basins, n = 64, 20,000 basins")
+    P, G = rng.dirichlet(np.ones(64), 20_000), rng.standard_normal((20_000, 64))
+    out = np.empty_like(P)
+    calls: Timed = {
+        "ours": lambda: batch.update_basins(P, G, 0.01),
+        "copy of P": lambda: np.copyto(out, P),
+    }
+    if importlib.util.find_spec("torch"):
+        import torch
+
+        TP, TG = torch.from_numpy(P), torch.from_numpy(G)
+        calls["ours on torch"] = lambda: batch.update_basins(TP, TG, 0.01)
+    times = best_of(calls, rounds)
+    line("one basin", times.pop("ours"), times, 20_000)
+
+
+def bench_phi(rng: np.random.Generator, rounds: int) -> None:
+    print("\nIntegrated information")
+    for m in (4, 6, 8, 12, 16, 32):
+        A = rng.standard_normal((m, 3 * m))
+        cov = A @ A.T
+        times = best_of({"ours": lambda c=cov: integration.phi_mib(c)}, rounds)
+        line(f"phi_mib, {m} subsystems", times.pop("ours"), {}, 1)
+    X = rng.standard_normal((256, 24))
+    groups = [range(4 * k, 4 * k + 4) for k in range(6)]
+    times = best_of({"ours": lambda: integration.phi_mib_samples(X, groups)}, rounds)
+    line("phi_mib_samples, 256 × 24 in 6 groups", times.pop("ours"), {}, 1)
+
+
+def bench_fisher(rng: np.random.Generator, rounds: int, large: int) -> None:
+    """Factor and solve in the declared form against densely."""
+    print("\nFisher matrices: factor and solve once, dense time over structured time")
+
+    def grid(k: int) -> Any:
+        import scipy.sparse as sp
+
+        one = sp.diags_array(
+            [np.full(k - 1, -1.0), np.full(k, 2.05), np.full(k - 1, -1.0)], offsets=[-1, 0, 1]
+        )
+        return (sp.kron(one, sp.eye_array(k)) + sp.kron(sp.eye_array(k), one)).tocsr()
+
+    for n in (64, large):
+        p = rng.dirichlet(np.full(n + 1, 5.0))
+        blocks = rng.standard_normal((n // 8, 8, 16))
+        blocks = blocks @ blocks.swapaxes(1, 2)
+        side = int(np.sqrt(n))
+        factors = [rng.standard_normal((side, 2 * side)) for _ in range(2)]
+        left, right = (factor @ factor.T for factor in factors)
+        field = grid(side)
+        chain = np.stack((np.full(n, 2.5), np.full(n, -1.0)))
+        band = np.stack((np.full(n, 12.0), *[np.full(n, -1.0)] * 5))
+        forms: dict[str, Callable[[], fisher.FisherMatrix]] = {
+            "multinomial": lambda: fisher.multinomial_fisher(p),
+            "chain": lambda: fisher.SparsePrecision.from_band(chain),
+            "band of 5": lambda: fisher.SparsePrecision.from_band(band),
+            "blocks of 8": lambda: fisher.BlockDiagonal(blocks),
+            "Kronecker": lambda: fisher.Kronecker(left, right),
+            "grid": lambda: fisher.SparsePrecision(field),
+        }
+        for name, build in forms.items():
+            metric = build()
+            full, v = metric.to_dense(), rng.standard_normal(metric.n)
+            times = best_of(
+                {
+                    "ours": lambda b=build, x=v: b().solve(x),
+                    "dense": lambda f=full, x=v: fisher.Dense(f).solve(x),
+                },
+                rounds if n == 64 else 2,
+            )
+            line(f"n = {metric.n:<5} {name}", times.pop("ours"), times, 1)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=9, help="turns each call gets")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--large", type=int, default=1024, help="size of the large Fisher matrices")
+    parser.add_argument(
+        "--only", choices=("states", "simplex", "batch", "phi", "fisher"), default=None
+    )
+    options = parser.parse_args(arguments)
+    rng = np.random.default_rng(options.seed)
+    print(f"NumPy {np.__version__}, seed {options.seed}, one thread, best of {options.rounds}")
+    print("ratios: time of the peer / time of ours")
+    benches: dict[str, Callable[[], None]] = {
+        "states": lambda: bench_states(rng, options.rounds),
+        "simplex": lambda: bench_simplex(rng, options.rounds),
+        "batch": lambda: bench_batch(rng, options.rounds),
+        "phi": lambda: bench_phi(rng, options.rounds),
+        "fisher": lambda: bench_fisher(rng, options.rounds, options.large),
+    }
+    for name, bench in benches.items():
+        if options.only in {None, name}:
+            bench()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
