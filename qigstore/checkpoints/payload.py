@@ -10,7 +10,7 @@ import mmap
 import os
 import stat
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -162,23 +162,22 @@ def read_payload(
     Raises:
         CheckpointCorrupt: what is there is not what the manifest describes.
     """
-    reader, header, slots = _open(fd, path, manifest)
+    reader, _, slots = _open(fd, path, manifest)
     if not verify:
-        return {slot.name: _read_array(reader, slot, path, ()) for slot in slots}
-    whole, hashers = blake3(header), {slot.name: blake3() for slot in slots}
+        return {slot.name: _read_array(reader, slot, path, None) for slot in slots}
+    hashers = {slot.name: blake3() for slot in slots}
     arrays = {}
-    # Two threads hash what this one reads, so that reading sets the pace.
-    beside = (_HashBeside(), _HashBeside())
+    # A second thread hashes what this one reads, so that reading sets the pace. The header was
+    # compared byte for byte and the arrays fill the rest of the file, so their digests cover all
+    # of it; hashing the file once more (`check_payload` does) would find nothing else.
+    beside = _HashBeside()
     try:
         for slot in slots:
-            uses = [(beside[0], whole), (beside[1], hashers[slot.name])]
-            arrays[slot.name] = _read_array(reader, slot, path, uses)
+            arrays[slot.name] = _read_array(reader, slot, path, (beside, hashers[slot.name]))
     finally:
-        for hashing in beside:
-            hashing.end()
+        beside.end()
     for slot in slots:
         _compare(path, manifest, slot.name, hashers[slot.name])
-    _compare(path, manifest, None, whole)
     return arrays
 
 
@@ -236,7 +235,7 @@ def _fill(reader: BinaryIO, view: memoryview, path: Path) -> None:
 
 
 def _read_array(
-    reader: BinaryIO, slot: Slot, path: Path, uses: Sequence[tuple[_HashBeside, blake3]]
+    reader: BinaryIO, slot: Slot, path: Path, hashing: tuple[_HashBeside, blake3] | None
 ) -> Array:
     """Read one array into memory of its own and have its bytes hashed on the way."""
     try:
@@ -248,8 +247,9 @@ def _read_array(
     for start in range(0, len(view), _CHUNK):
         chunk = view[start : start + _CHUNK]
         _fill(reader, chunk, path)
-        for hashing, hasher in uses:
-            hashing.add(hasher, chunk)
+        if hashing is not None:
+            beside, hasher = hashing
+            beside.add(hasher, chunk)
     return array
 
 

@@ -10,6 +10,7 @@ from uuid import UUID, uuid4
 
 import numpy as np
 import pytest
+from processes import wait_until
 
 from qigstore.checkpoints import CheckpointManager, CheckpointStore, Retention
 from qigstore.checkpoints.disk import Disk
@@ -23,7 +24,6 @@ from qigstore.errors import (
 from qigstore.records import AttemptInfo, Checkpoint, Event, SessionInfo
 from qigstore.recovery import explain, recover
 from qigstore.repository import Store
-from processes import wait_until
 
 
 class Away:
