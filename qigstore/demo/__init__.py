@@ -14,6 +14,7 @@
 
 from __future__ import annotations
 
-from qigstore.demo.acts import DemoFailed, Plan, run_demo
+from qigstore.demo.acts import run_demo
+from qigstore.demo.plan import DEFAULT_SEED, DemoFailed, Plan
 
-__all__ = ["DemoFailed", "Plan", "run_demo"]
+__all__ = ["DEFAULT_SEED", "DemoFailed", "Plan", "run_demo"]

@@ -119,11 +119,19 @@ class Child:
         if self.status is None:
             self._process.send_signal(number)
 
-    def wait(self, timeout_s: float | None = None) -> int:
-        """Wait for its end."""
-        status = self._process.wait(timeout_s)
+    def wait(self) -> int:
+        """Wait for its end; its exit status."""
+        status = self._process.wait()
         self._reader.join(5.0)
         return status
+
+    def wait_at_most(self, limit_s: float) -> int | None:
+        """The same, or None where it still runs after that time."""
+        try:
+            self._process.wait(limit_s)
+        except subprocess.TimeoutExpired:
+            return None
+        return self.wait()
 
     def last_words(self) -> str:
         """The last line it wrote, for an error message."""

@@ -32,12 +32,12 @@ FROM event e JOIN session s ON s.id = e.session_id WHERE s.name = %(session)s
 ORDER BY e.raised_at"""
 # Healthy said once more, in words of our own: recovery's answer is checked against this one.
 _CHECKPOINTS = """SELECT c.id, c.attempt, c.step, c.phi, c.kind, c.status,
-       c.kind = 'regular' AND c.status = 'committed' AND c.weights_finite AND c.phi IS NOT NULL
+       c.kind = 'regular' AND c.status <> 'quarantined' AND c.weights_finite AND c.phi IS NOT NULL
        AND NOT EXISTS (SELECT FROM event e WHERE e.session_id = c.session_id
            AND e.attempt = c.attempt AND e.severity = 'critical'
            AND e.step BETWEEN c.step AND c.step + %(settle)s) AS healthy
 FROM checkpoint c JOIN session s ON s.id = c.session_id
-WHERE s.name = %(session)s AND c.status <> 'deleted'
+WHERE s.name = %(session)s
 ORDER BY c.phi DESC NULLS LAST, c.step DESC, c.id"""
 _DECISIONS = """SELECT r.attempt, r.policy, r.checkpoint_id, r.reason, r.candidates,
        r.skip_first, r.skip_last, c.step, c.phi, c.attempt AS from_attempt
@@ -121,13 +121,13 @@ class Questions:
         while True:
             try:
                 return self._ask(text, parameters)
-            except StoreUnavailable as error:
+            except StoreUnavailable:
                 if time.monotonic() > deadline:
                     raise
                 if not told:
                     self._say(
-                        f"The database does not answer ({error.reason}). Training goes on: its "
-                        f"rows wait in the spool. Waiting up to {_PATIENCE_S:.0f} s for it."
+                        "The database does not answer. Training goes on, its rows wait in the "
+                        f"spool; waiting up to {_PATIENCE_S:.0f} s for it."
                     )
                     told = True
                 time.sleep(0.5)
