@@ -98,17 +98,23 @@ def factor(xp: Any, name: str, rho: Any) -> Side:
     rho = xp.reshape(rho, (-1, n, n))
     eps = epsilon(rho)
     root = _cholesky(xp, rho)
-    pivots = to_numpy(real_diagonal(xp, root)).astype(np.float64) ** 2
-    lowest, highest = pivots.min(axis=-1), pivots.max(axis=-1)
-    # NaN (no Cholesky factor) is doubtful too.
-    doubtful = ~(lowest > 64.0 * n * eps * highest)
-    full = ~doubtful
-    if doubtful.any():
+    if root is None:
+        # One without a factor takes the batch with it: all by eigenvectors, some by both.
+        index = np.arange(rho.shape[0])
+        root = xp.full_like(rho, float("nan"))
+    else:
+        pivots = _pivots(xp, root)
+        # NaN (no Cholesky factor) is doubtful too.
+        doubtful = ~(pivots[0] > 64.0 * n * eps * pivots[1])
         index = np.flatnonzero(doubtful)
+    full = np.ones(rho.shape[0], dtype=bool)
+    if index.size:
         values, vectors = xp.linalg.eigh(take(xp, rho, index))
         check_spectrum(name, rho, values, rows=index, shape=shape)
+        root = _retried(xp, rho, root, index, values)
         root, kept = _by_eigenvectors(xp, root, index, values, vectors)
-        full[index[kept]] = True
+        full[index[~kept]] = False
+    lowest = _pivots(xp, root)[0]
     well = full & (lowest * n > _WELL * min(1.0, 16.0 / n**2))
     weak = np.flatnonzero(full & ~well)
     if weak.size and eps < 1e-10:
@@ -117,25 +123,28 @@ def factor(xp: Any, name: str, rho: Any) -> Side:
     return Side(rho, root, full, well, lowest * n)
 
 
+def _pivots(xp: Any, root: Any) -> tuple[Any, Any]:
+    """Smallest and largest squared pivot of Cholesky factors."""
+    pivots = to_numpy(real_diagonal(xp, root)).astype(np.float64) ** 2
+    return pivots.min(axis=-1), pivots.max(axis=-1)
+
+
 def _cholesky(xp: Any, rho: Any) -> Any:
-    """Cholesky factors; NaN in place of those that do not exist; always a fresh array."""
-    root = _cholesky_or_none(xp, rho)
-    if root is not None:
-        return root
-    # One without a factor takes the batch with it: leave out those too near to singular.
-    root = xp.full_like(rho, float("nan"))
-    values = to_numpy(xp.linalg.eigvalsh(rho))
-    sure = np.flatnonzero(values[:, 0] > 8.0 * rho.shape[-1] * epsilon(rho) * values[:, -1])
-    found = _cholesky_or_none(xp, take(xp, rho, sure)) if sure.size else None
-    return root if found is None else put(xp, root, sure, found)
-
-
-def _cholesky_or_none(xp: Any, rho: Any) -> Any:
+    """Cholesky factors, a fresh array; None where the library refuses the batch."""
     try:
         return xp.linalg.cholesky(rho)
     # NumPy and CuPy raise LinAlgError, torch a RuntimeError, for the whole batch at once.
     except (np.linalg.LinAlgError, RuntimeError):
         return None
+
+
+def _retried(xp: Any, rho: Any, root: Any, index: Any, values: Any) -> Any:
+    """Cholesky factors of those that lack one and are far enough from singular to have one."""
+    levels = to_numpy(values)
+    lacking = ~np.isfinite(to_numpy(real_diagonal(xp, take(xp, root, index)))).all(axis=-1)
+    sure = index[lacking & (levels[:, 0] > 8.0 * levels.shape[1] * epsilon(values) * levels[:, -1])]
+    found = _cholesky(xp, take(xp, rho, sure)) if sure.size else None
+    return root if found is None else put(xp, root, sure, found)
 
 
 def _by_eigenvectors(xp: Any, root: Any, index: Any, values: Any, vectors: Any) -> tuple[Any, Any]:

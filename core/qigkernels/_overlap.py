@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 
-from qigkernels._arrays import epsilon, to_numpy
+from qigkernels._arrays import epsilon, is_numpy, to_numpy
 from qigkernels._factors import Side, adjoint, put, take
 
 __all__ = ["angle_from_factors", "drift", "overlap_from_factors"]
 
-_DRIFT_STEPS = 8
+_DRIFT_STEPS = 16
 
 _NEAR = 0.05
 """1 − √F below which arccos √F would lose digits and the Procrustes form takes over."""
@@ -69,14 +70,38 @@ def angle_from_factors(xp: Any, one: Side, two: Side) -> Any:
 
     Near pairs: the Lyapunov form where it settles, else the Procrustes form.
     """
-    overlap = overlap_from_factors(xp, one, two)
-    angle = xp.acos(xp.clip(overlap, 0.0, 1.0))
-    near = np.flatnonzero(to_numpy(overlap > 1.0 - _NEAR))
-    if near.size == 0:
+    count = len(one.well)
+    angle = xp.zeros_like(_traces(xp, one.state))
+    open_ = np.ones(count, dtype=bool)
+    # A gap far below every eigenvalue is a small drift for certain: no overlap is needed.
+    gap = to_numpy(_frobenius(xp, two.state - one.state))
+    likely = np.flatnonzero(one.full & (gap < 0.05 * one.pivot / one.state.shape[-1]))
+    if likely.size:
+        angle, settled = _drift_angle(xp, angle, one, two, likely)
+        open_[likely[settled]] = False
+    rest = np.flatnonzero(open_)
+    if rest.size == 0:
         return angle
-    if near.size < len(one.well):
-        one, two = one.rows(xp, near), two.rows(xp, near)
-    return put(xp, angle, near, _near_angle(xp, one, two))
+    if rest.size < count:
+        one, two = one.rows(xp, rest), two.rows(xp, rest)
+    overlap = overlap_from_factors(xp, one, two)
+    found = xp.acos(xp.clip(overlap, 0.0, 1.0))
+    near = np.flatnonzero(to_numpy(overlap > 1.0 - _NEAR))
+    if near.size:
+        if near.size < len(one.well):
+            one, two = one.rows(xp, near), two.rows(xp, near)
+        found = put(xp, found, near, _near_angle(xp, one, two))
+    return found if rest.size == count else put(xp, angle, rest, found)
+
+
+def _drift_angle(xp: Any, angle: Any, one: Side, two: Side, index: Any) -> tuple[Any, Any]:
+    """`angle` with the drifts of `index` put in, and which of them hold."""
+    values, vectors = xp.linalg.eigh(take(xp, one.state, index))
+    gap = take(xp, two.state, index) - take(xp, one.state, index)
+    chord, small = drift(xp, values, vectors, gap)
+    # The smallest eigenvalue λ is off by ε, and the chord by the share ε/λ of itself.
+    exact = to_numpy(chord < 0.25 * values[..., 0]) | one.well[index]
+    return put(xp, angle, index, 2.0 * xp.asin(xp.clip(0.5 * chord, 0.0, 1.0))), small & exact
 
 
 def _near_angle(xp: Any, one: Side, two: Side) -> Any:
@@ -84,13 +109,7 @@ def _near_angle(xp: Any, one: Side, two: Side) -> Any:
     settled = np.zeros(len(one.well), dtype=bool)
     solid = np.flatnonzero(one.full)
     if solid.size:
-        values, vectors = xp.linalg.eigh(take(xp, one.state, solid))
-        gap = take(xp, two.state, solid) - take(xp, one.state, solid)
-        chord, small = drift(xp, values, vectors, gap)
-        # The smallest eigenvalue λ is off by ε, and the chord by the share ε/λ of itself.
-        exact = to_numpy(chord < 0.25 * values[..., 0]) | one.well[solid]
-        settled[solid] = small & exact
-        angle = put(xp, angle, solid, 2.0 * xp.asin(xp.clip(0.5 * chord, 0.0, 1.0)))
+        angle, settled[solid] = _drift_angle(xp, angle, one, two, solid)
     rest = np.flatnonzero(~settled)
     if rest.size:
         A = one.rows(xp, rest).polished(xp)
@@ -106,18 +125,23 @@ def drift(xp: Any, values: Any, vectors: Any, gap: Any) -> tuple[Any, Any]:
     relative accuracy.
     """
     gap = adjoint(xp, vectors) @ gap @ vectors
-    sums = xp.astype(values[..., :, None] + values[..., None, :], gap.dtype)
+    sums = values[..., :, None] + values[..., None, :]
+    share = xp.astype(1.0 / sums, gap.dtype)
     weight = xp.astype(values, gap.dtype)[..., None, :]
-    X = gap / sums
+    X = gap * share
     # The iteration contracts by about 2·‖X‖ a step; where that is not small it is not begun.
-    size = xp.sqrt(xp.sum(xp.abs(X) ** 2, axis=(-1, -2)))
+    size = to_numpy(xp.sqrt(xp.sum(xp.abs(X) ** 2, axis=(-1, -2))))
     small = size < 0.5 * epsilon(values) ** (1.0 / _DRIFT_STEPS)
-    gap = gap * xp.astype(small, gap.dtype)[..., None, None]
-    X = gap / sums
-    for _ in range(_DRIFT_STEPS):
-        X = (gap - (X * weight) @ X) / sums
+    if not small.all():
+        keep = xp.asarray(small) if is_numpy(gap) else xp.asarray(small, device=gap.device)
+        gap = gap * xp.astype(keep, gap.dtype)[..., None, None]
+        X = gap * share
+    largest = max(float(size[small].max(initial=0.0)), 1e-30)
+    steps = min(_DRIFT_STEPS, math.ceil(math.log(epsilon(values)) / math.log(2.0 * largest)))
+    for _ in range(steps):
+        X = (gap - (X * weight) @ X) * share
     square = xp.sum(xp.abs(X) ** 2 * values[..., None, :], axis=(-1, -2))
-    return xp.sqrt(square), to_numpy(small)
+    return xp.sqrt(square), small
 
 
 def _procrustes(xp: Any, A: Any, B: Any) -> Any:

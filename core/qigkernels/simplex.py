@@ -56,6 +56,9 @@ _TINY = tiny(np.empty(0))
 _ONES: dict[int, Any] = {}
 _FAR = math.cos(0.25)
 """Overlap of two points a distance of ½ apart."""
+_NEAR_TABLE = 2.0 * math.acos(1.0 - 1e-4)
+"""Distance below which the arccos of an overlap has lost too many digits."""
+_TABLE_ENTRIES = 2**15
 _LONG = np.finfo(np.longdouble).nmant == 63
 """Whether `longdouble` is the 80-bit format of x86 (elsewhere it is slow, or float64 again)."""
 
@@ -239,24 +242,50 @@ def pairwise(P: Any, Q: Any = None, *, check: bool = True) -> Any:
             )
         if check:
             validate_distribution(rows, name)
-    U = xp.sqrt(P)
-    V = U if Q is P else xp.sqrt(Q)
-    B = U @ xp.matrix_transpose(V)
-    near = xp.nonzero(B > 1.0 - 1e-4)
     if xp is np:
-        np.minimum(B, 1.0, out=B)
-        D = np.arccos(B, out=B)
-        D *= 2.0
-        if near[0].size:
-            D[near] = _distance(xp, P[near[0]], Q[near[1]])
-        return D
-    D = 2.0 * xp.acos(xp.clip(B, 0.0, 1.0))
+        return _table(P, Q)
+    D = 2.0 * xp.acos(xp.clip(xp.sqrt(P) @ xp.matrix_transpose(xp.sqrt(Q)), 0.0, 1.0))
+    if Q is P:
+        D = 0.5 * (D + xp.matrix_transpose(D))
+    near = xp.nonzero(D < _NEAR_TABLE)
     if near[0].shape[0] == 0:
         return D
     redone = _distance(xp, P[near[0]], Q[near[1]])
     if hasattr(D, "at"):
         return D.at[near].set(redone)
     D[near] = redone
+    return D
+
+
+def _table(P: Any, Q: Any) -> Any:
+    """`pairwise` for NumPy: by blocks of rows that stay in the cache; half of them where Q is P."""
+    same = Q is P
+    U = np.sqrt(P)
+    V = U if same else np.sqrt(Q)
+    D = np.empty((len(P), len(Q)), dtype=np.result_type(P, Q))
+    rows = max(1, _TABLE_ENTRIES // len(Q))
+    for start in range(0, len(P), rows):
+        stop = min(len(P), start + rows)
+        first = start if same else 0
+        B = U[start:stop] @ V[first:].T
+        np.minimum(B, 1.0, out=B)
+        np.arccos(B, out=B)
+        B *= 2.0
+        if same:
+            # Equal points are at 0 exactly, and are not among those to redo.
+            B[np.arange(stop - start), np.arange(stop - start)] = 0.0
+        near = np.flatnonzero(B < _NEAR_TABLE)
+        if near.size:
+            i, j = np.divmod(near, B.shape[1])
+            other = i != j if same else slice(None)
+            i, j, near = i[other], j[other], near[other]
+            if near.size:
+                B.ravel()[near] = _distance(np, P[start + i], Q[first + j])
+        D[start:stop, first:] = B
+        if same:
+            D[stop:, start:stop] = B[:, stop - start :].T
+            block = D[start:stop, start:stop]
+            np.copyto(block, np.triu(block) + np.triu(block, 1).T)
     return D
 
 

@@ -93,6 +93,10 @@ def test_pairwise_matches_the_definition_to_5e_14_and_pairs_to_4e_16_when_near(r
         assert judge.error(D[i, j], judge.fisher_rao(P[i], Q[j])) <= 5e-14
     assert D[1, 5] == 0.0
     assert judge.error(D[0, 4], judge.fisher_rao(P[0], Q[4])) <= 4e-16
+    many = np.concatenate((P, Q, rng.dirichlet(np.ones(16), 400)))
+    table = simplex.pairwise(many)
+    assert np.abs(table - simplex.pairwise(many, many.copy())).max() <= 1e-14
+    assert np.array_equal(table, table.T)
     own = simplex.pairwise(P)
     assert np.array_equal(own, own.T)
     assert not own.diagonal().any()
