@@ -9,9 +9,6 @@ from __future__ import annotations
 
 import os
 import random
-import secrets
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,8 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
-from psycopg import sql
-from psycopg.conninfo import make_conninfo
+from places import new_database, short_folder
 
 from qigstore.errors import EmbeddedServerError
 
@@ -59,16 +55,6 @@ def seed(request: pytest.FixtureRequest) -> int:
 def rng(seed: int) -> random.Random:
     """Randomness that `QIGSTORE_TEST_SEED` repeats."""
     return random.Random(seed)
-
-
-@contextmanager
-def short_folder() -> Iterator[Path]:
-    """A folder below /tmp: pytest's own are too long for a Unix socket."""
-    folder = Path(tempfile.mkdtemp(prefix="qs-", dir="/tmp"))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture
@@ -126,23 +112,6 @@ def server_dsn() -> Iterator[str]:
     """A server on which databases may be created."""
     with _server() as dsn:
         yield dsn
-
-
-@contextmanager
-def new_database(server_dsn: str, template: str = "template0") -> Iterator[str]:
-    """The DSN of a fresh copy of `template`, dropped afterwards, open connections or not."""
-    name = f"qigstore_test_{secrets.token_hex(6)}"
-    with psycopg.connect(server_dsn, autocommit=True) as admin:
-        admin.execute(
-            sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(
-                sql.Identifier(name), sql.Identifier(template)
-            )
-        )
-    try:
-        yield make_conninfo(server_dsn, dbname=name)
-    finally:
-        with psycopg.connect(server_dsn, autocommit=True) as admin:
-            admin.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
 
 
 @pytest.fixture

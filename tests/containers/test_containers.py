@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import short_folder
 from image import make_image
+from places import short_folder
 from processes import REPOSITORY, wait_until
 
 from qigstore.database import migrate

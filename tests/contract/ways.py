@@ -33,7 +33,7 @@ WAYS = ["direct", "pooler", *(f"postgresql-{major}" for major in _older_servers(
 @pytest.fixture(scope="session")
 def older_templates() -> Iterator[dict[str, str]]:
     """A migrated database on a server of each older version, made when first asked for."""
-    from conftest import short_folder
+    from places import short_folder
 
     from qigstore.database.embedded import EmbeddedServer
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from conftest import short_folder
+from places import short_folder
 from processes import holder, kill, processes_in, python, servers_in, state_of, wait_until
 
 from qigstore.database.embedded import EmbeddedServer, free_port, status, stop

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from conftest import short_folder
+from places import short_folder
 from processes import REPOSITORY, processes_in, run_python, wait_until
 
 from qigstore.database.embedded import EmbeddedServer

@@ -299,7 +299,7 @@ def test_sigkill_loses_no_row_and_the_next_attempt_ships_them(store: Store, dsn:
 def test_rows_of_one_store_are_never_shipped_into_another(
     dsn: str, store: Store, server_dsn: str, template: str
 ) -> None:
-    from conftest import new_database
+    from places import new_database
 
     from qigstore.database.engine import Database
 
