@@ -7,14 +7,17 @@ Source: M. Hübner, Phys. Lett. A 163 (1992) 239, doi:10.1016/0375-9601(92)91004
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from qigkernels._arrays import epsilon, tiny
 from qigkernels._density import check_density, check_spectrum
 from qigkernels._extended import determinant2
-from qigkernels.validation import sum_tolerance
+from qigkernels.validation import SUM_TOLERANCE, sum_tolerance
 
-__all__ = ["bloch_angle"]
+__all__ = ["bloch_angle", "bloch_pair"]
+
+_SPLIT = 134217729.0
 
 
 def bloch_angle(xp: Any, rho: Any, sigma: Any, *, check: bool = True) -> Any:
@@ -87,3 +90,44 @@ def _sound(xp: Any, rho: Any, top: Any, bottom: Any, off: Any) -> bool:
     )
     # Half the tolerance for each part: the modulus is then within it, and the rest is looked at.
     return all(float(xp.max(xp.abs(part))) <= 0.5 * tolerance for part in parts)
+
+
+def bloch_pair(rho: Any, sigma: Any) -> float | None:
+    """`bloch_angle` of one pair of NumPy matrices, in Python numbers; None where one is no state.
+
+    A ufunc on one number costs as much as the whole of this.
+    """
+    one, two = _numbers(rho.tolist()), _numbers(sigma.tolist())
+    if one is None or two is None:
+        return None
+    heights = one[3] + two[3]
+    rise = (one[3] ** 2 - two[3] ** 2) / heights if heights else 0.0
+    gap = math.hypot(one[0] - two[0], one[1] - two[1], one[2] - two[2], rise)
+    return math.atan2(gap, math.hypot(one[0] + two[0], one[1] + two[1], one[2] + two[2], heights))
+
+
+def _numbers(rows: Any) -> tuple[float, float, float, float] | None:
+    """Bloch vector and height of one state of trace 1; None where it is none."""
+    (top, right), (left, bottom) = rows
+    trace = (top + bottom).real
+    skew = max(abs(left - complex(right).conjugate()), abs(top.imag), abs(bottom.imag))
+    if not (abs(trace - 1.0) <= SUM_TOLERANCE and skew <= SUM_TOLERANCE):
+        return None
+    a, d, re, im = top.real, bottom.real, left.real, left.imag
+    products = [_product(a, d), _product(-re, re), _product(-im, im)]
+    determinant = math.fsum([part for pair in products for part in pair])
+    if determinant < -8.0 * 2.0**-52:
+        return None
+    height = 2.0 * math.sqrt(determinant) if determinant > 2.0**-51 else 0.0
+    return (a - d) / trace, 2.0 * re / trace, 2.0 * im / trace, height / trace
+
+
+def _product(x: float, y: float) -> tuple[float, float]:
+    """x·y = p + e exactly (Dekker 1971)."""
+    p = x * y
+    t = _SPLIT * x
+    x1 = t - (t - x)
+    t = _SPLIT * y
+    y1 = t - (t - y)
+    x2, y2 = x - x1, y - y1
+    return p, ((x1 * y1 - p) + x1 * y2 + x2 * y1) + x2 * y2

@@ -27,6 +27,7 @@ def two_points(p: Any, q: Any, check: bool) -> tuple[Any, Any, Any]:
 
 
 def check_broadcast(p: Any, q: Any, name: str = "q") -> None:
+    """Raise unless the last axes are equal and the batch axes broadcast."""
     if p.shape[-1] == q.shape[-1]:
         try:
             np.broadcast_shapes(tuple(p.shape), tuple(q.shape))

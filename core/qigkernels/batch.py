@@ -272,8 +272,8 @@ def breakdown_pct(codes: Any, window: int) -> float:
     Returns:
         a percentage; NaN where none of those rows has a regime.
 
-    >>> breakdown_pct([1, 3, 3, -1], window=4) == 200 / 3
-    True
+    >>> breakdown_pct([1, 3, 3, 3, -1], window=5)
+    75.0
     """
     last = np.asarray(codes)[-window:]
     known = last[last >= 0]
