@@ -95,7 +95,8 @@ def decide(
 
     ``best``: Φ descending, then step descending, then id. ``newest``: the latest attempt's latest
     step. ``best_recent``: the best of the `recent` newest, then the older ones by age. NaN, ±inf
-    and missing Φ come after every number.
+    and missing Φ come after every number, by age: so a session that measures no Φ goes on from
+    its newest healthy checkpoint.
 
     Raises:
         ConfigurationError: an unknown policy.
@@ -115,10 +116,11 @@ def decide(
     return tuple(sorted(healthy, key=_rank))
 
 
-def _rank(candidate: Candidate) -> tuple[float, int, UUID]:
+def _rank(candidate: Candidate) -> tuple[float, int, int, UUID]:
     item = candidate.checkpoint
-    phi = item.phi if item.phi is not None and math.isfinite(item.phi) else -math.inf
-    return -phi, -item.step, item.id
+    if item.phi is None or not math.isfinite(item.phi):
+        return (math.inf, *_age(candidate))
+    return -item.phi, 0, -item.step, item.id
 
 
 def _age(candidate: Candidate) -> tuple[int, int, UUID]:
@@ -398,6 +400,8 @@ def _why(
         "newest": "newest",
         "best_recent": f"highest Φ among the {RECENT} newest",
     }[policy]
+    if chosen.phi is None:
+        words = "newest (Φ is not measured)"
     phi = "" if chosen.phi is None else f" (Φ {chosen.phi:.4f})"
     among = f"of {len(order)} healthy ones" if len(order) > 1 else "and the only healthy one"
     tried = f", after {len(refused)} that could not be loaded" if refused else ""

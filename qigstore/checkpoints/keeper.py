@@ -20,7 +20,7 @@ from mmap import mmap
 from typing import TYPE_CHECKING, Any, Protocol
 from uuid import UUID, uuid4
 
-from qigstore.checkpoints.ranking import judge
+from qigstore.checkpoints.ranking import finite, judge
 from qigstore.checkpoints.retention import Retention, roles
 from qigstore.checkpoints.store import CheckpointStore, SaveInfo
 from qigstore.errors import (
@@ -371,7 +371,9 @@ class CheckpointKeeper:
             StoreError: the database is away.
         """
         if self._rows is None:
-            return [judge(item, phi_floor=self.phi_floor) for item in self.known().values()]
+            known = self.known().values()
+            measured = any(finite(item.phi) is not None for item in known)
+            return [judge(item, phi_floor=self.phi_floor, measured=measured) for item in known]
         return self._rows.candidates(
             self.session_id,
             settle_steps=self.retention.settle_steps,

@@ -77,7 +77,9 @@ class CheckpointManager(CheckpointKeeper):
         """
         found = self.candidates()
         refused = [f"{item.checkpoint.id}: {item.reason}" for item in found if not item.healthy]
-        for item in best_first(item.checkpoint for item in found if item.healthy):
+        healthy = [item.checkpoint for item in found if item.healthy]
+        refused += [f"{i.id}: Φ was not measured" for i in healthy if finite(i.phi) is None]
+        for item in best_first(healthy):
             try:
                 return self.load(item.id), _summary(item)
             except CheckpointCorrupt as error:

@@ -35,17 +35,23 @@ def newest_first(checkpoints: Iterable[Checkpoint]) -> list[Checkpoint]:
     return sorted(checkpoints, key=lambda item: (-item.attempt, -item.step, item.id))
 
 
-def judge(checkpoint: Checkpoint, *, phi_floor: float | None = None) -> Candidate:
+def judge(
+    checkpoint: Checkpoint, *, phi_floor: float | None = None, measured: bool = True
+) -> Candidate:
     """Whether a checkpoint is fit to recover from, as far as its own manifest tells.
 
     What happened after it (critical events) only the database knows; this is the judgement
-    without one.
+    without one. `measured`: whether any checkpoint of its session has a finite Φ; where none has,
+    the rest decides.
     """
     phi = finite(checkpoint.phi)
     if not checkpoint.weights_finite:
         return Candidate(checkpoint, healthy=False, reason="NaN or ±inf among its arrays")
     if checkpoint.kind == "emergency":
         return Candidate(checkpoint, healthy=False, reason="an emergency checkpoint")
+    if phi is None and not measured and phi_floor is None:
+        reason = "finite weights; Φ is not measured in this session"
+        return Candidate(checkpoint, healthy=True, reason=reason)
     if phi is None:
         return Candidate(checkpoint, healthy=False, reason="Φ was not measured")
     if phi_floor is not None and phi < phi_floor:

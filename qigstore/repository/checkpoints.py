@@ -50,7 +50,9 @@ _COMMITTED = literal_column("'committed'", Text)
 _QUARANTINED = literal_column("'quarantined'", Text)
 _CRITICAL = literal_column("'critical'", Text)
 _RANKED = and_(_c.status == _COMMITTED, _c.phi.is_not(None))
-_UNRANKED = or_(_c.status == _QUARANTINED, and_(_c.status == _COMMITTED, _c.phi.is_(None)))
+_UNMEASURED = and_(_c.status == _COMMITTED, _c.phi.is_(None))
+_NEWEST = (_c.attempt.desc(), _c.step.desc(), _c.id)
+_UNRANKED = or_(_c.status == _QUARANTINED, _UNMEASURED)
 
 
 class Checkpoints:
@@ -126,7 +128,8 @@ class Checkpoints:
         """What recovery may choose from, the best first, and what it may not, each with why.
 
         Healthy: committed, regular, Φ finite (and at least `phi_floor`), weights finite, and no
-        critical event of the same attempt from its step to `settle_steps` later.
+        critical event of the same attempt from its step to `settle_steps` later. In a session that
+        measures no Φ at all (and asks for no floor) the rest decides, and the newest come first.
 
         Returns:
             Up to `limit` healthy ones, then up to `limit` refused ones, each by Φ, the later step,
@@ -140,7 +143,8 @@ class Checkpoints:
             if not 0 <= value <= _INT8_MAX:
                 raise InvalidInput(name, value, "a number of at least 0")
         with self._database.begin() as connection:
-            seen = _Seen(session_id, settle_steps, phi_floor)
+            measured = phi_floor is not None or _measures_phi(connection, session_id)
+            seen = _Seen(session_id, settle_steps, phi_floor, measured=measured)
             fit = seen.healthy(connection, limit)
             unfit = seen.refused(connection, limit, fit[-1] if len(fit) == limit and fit else None)
         return [Candidate(_record(row), True, seen.reason(row)) for row in fit] + [
@@ -161,8 +165,10 @@ class Checkpoints:
 class _Seen:
     """The checkpoints of one session as recovery sees them: the queries and the words."""
 
-    def __init__(self, session_id: int, settle_steps: int, phi_floor: float | None) -> None:
-        self._settle, self._floor = settle_steps, phi_floor
+    def __init__(
+        self, session_id: int, settle_steps: int, phi_floor: float | None, *, measured: bool
+    ) -> None:
+        self._settle, self._floor, self._measured = settle_steps, phi_floor, measured
         alarm = self._next_alarm()
         # Its step is not below the checkpoint's, so this cannot leave bigint.
         settled = or_(alarm.c.step.is_(None), alarm.c.step - _c.step > settle_steps)
@@ -190,13 +196,20 @@ class _Seen:
 
     def healthy(self, connection: Connection, limit: int) -> Sequence[Row[Any]]:
         """The best ones that are fit, in the index's order, which is left as soon as possible."""
-        query = self._all.where(_RANKED, self._fit)
-        return connection.execute(query.order_by(*_RANKING).limit(limit)).all()
+        if self._measured:
+            query = self._all.where(_RANKED, self._fit).order_by(*_RANKING)
+        else:
+            query = self._all.where(_UNMEASURED, self._fit).order_by(*_NEWEST)
+        return connection.execute(query.limit(limit)).all()
 
     def refused(
         self, connection: Connection, limit: int, last: Row[Any] | None
     ) -> Sequence[Row[Any]]:
         """The others, as far as the last healthy one."""
+        if not self._measured:
+            unfit = or_(_c.status == _QUARANTINED, and_(_UNMEASURED, not_(self._fit)))
+            found = self._all.where(unfit).order_by(*_NEWEST).limit(limit)
+            return connection.execute(found).all()
         query = self._all.where(_RANKED, not_(self._fit))
         if last is not None:
             # The first condition is the index's, the second cuts among equals.
@@ -215,7 +228,7 @@ class _Seen:
             against.append(f"quarantined: {row.status_reason or 'no reason was given'}")
         if row.kind != "regular":
             against.append("an emergency checkpoint, saved while a stop was under way")
-        if row.phi is None:
+        if row.phi is None and self._measured:
             against.append("Φ was not measured")
         elif self._floor is not None and not row.phi >= self._floor:
             against.append(f"Φ {row.phi:.4f} is below the floor {self._floor:.4f}")
@@ -227,7 +240,14 @@ class _Seen:
             against.append(f"critical event {row.alarm_rule} at step {row.alarm_step} ({after})")
         if against:
             return "; ".join(against)
-        return f"Φ {row.phi:.4f}, no critical event within {self._settle} steps"
+        phi = f"Φ {row.phi:.4f}" if self._measured else "Φ is not measured in this session"
+        return f"{phi}, no critical event within {self._settle} steps"
+
+
+def _measures_phi(connection: Connection, session_id: int) -> bool:
+    """Whether any checkpoint of the session ranks: one probe of the ranking's index."""
+    ranked = select(_c.id).where(_c.session_id == session_id, _RANKED)
+    return connection.execute(ranked.order_by(*_RANKING).limit(1)).first() is not None
 
 
 def _record(row: Row[Any]) -> Checkpoint:

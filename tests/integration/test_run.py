@@ -105,6 +105,21 @@ def test_an_alarm_stops_the_run_which_comes_back_from_a_healthy_checkpoint(
     assert second.resumed_step == 19
 
 
+def test_a_session_that_measures_no_phi_goes_on_from_its_newest_healthy_checkpoint(
+    store: Store, dsn: str
+) -> None:
+    rules = [Finite("loss", action="abort")]
+    for attempt, (until, resumed) in enumerate([(25, None), (40, 19), (60, 39)], start=1):
+        with qigstore.session("s", dsn=dsn, quiet=True, rules=rules) as run:
+            state = run.recover(default=FRESH)
+            for step in run.steps(state["step"], until):
+                state = grow(state)
+                run.record(step, loss=1.0)
+                run.checkpoint(state, step=step, every=10)
+        info = store.sessions.attempts(store.sessions.get("s").id)[attempt - 1]
+        assert info.resumed_step == (-1 if resumed is None else resumed)
+
+
 def test_a_failure_of_the_training_code_is_stored_and_passed_on(store: Store, dsn: str) -> None:
     def fail() -> None:
         with qigstore.session("s", dsn=dsn, quiet=True) as run:
