@@ -23,11 +23,7 @@ from uuid import UUID, uuid4
 from qigstore.checkpoints.ranking import finite, judge
 from qigstore.checkpoints.retention import Retention, roles
 from qigstore.checkpoints.store import CheckpointStore, SaveInfo
-from qigstore.errors import (
-    CheckpointError,
-    NotFound,
-    StoreError,
-)
+from qigstore.errors import CheckpointCorrupt, CheckpointError, NotFound, StoreError
 from qigstore.records import Candidate, Checkpoint, CheckpointKind, CheckpointStatus
 
 if TYPE_CHECKING:
@@ -431,10 +427,15 @@ class CheckpointKeeper:
         Raises:
             CheckpointError: it cannot be proved to be ours.
         """
+        path = self.store.locate(self.session_name, checkpoint_id)
         try:
-            self.store.delete(self.store.locate(self.session_name, checkpoint_id))
+            self.store.delete(path)
         except NotFound:
             return False  # another manager of the session was faster
+        except CheckpointCorrupt:
+            if os.path.lexists(path):
+                raise
+            return False  # it was, and had removed the manifest when we read it
         finally:
             with self._state:
                 self._index.pop(checkpoint_id, None)

@@ -341,7 +341,10 @@ class CheckpointStore:
             NotFound: no such folder.
             CheckpointError: it cannot be proved to be one of this store; quarantine it instead.
         """
-        with self._folders.open(path) as found:
+        with self._folders.open(path) as found, self._disk.locked(found.path.parent):
+            # Under the lock: another process may have removed it since it was opened.
+            if not os.path.lexists(found.path):
+                raise NotFound("checkpoint", found.path.name, hint="It was deleted just now")
             names = {entry.name for entry in found.path.iterdir()}
             if found.manifest.store != self._folders.store_id() or not names <= _OURS:
                 raise CheckpointError(
@@ -350,12 +353,9 @@ class CheckpointStore:
                 )
             folder = found.path.parent
             trash = folder / f"{_TRASH}{found.path.name}"
-            with self._disk.locked(folder):
-                if not os.path.lexists(found.path):
-                    raise NotFound("checkpoint", found.path.name, hint="It was deleted just now")
-                self._disk.rename(found.path, trash)
-                self._disk.fsync_folder(folder)
-                self._discard(trash)
+            self._disk.rename(found.path, trash)
+            self._disk.fsync_folder(folder)
+            self._discard(trash)
 
     def clean(self, session: str) -> list[Path]:
         """Remove what dead processes left of unfinished saves and deletions; return what it was.
