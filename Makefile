@@ -30,7 +30,7 @@ test: $(TEST) $(LINT)
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 test-long: $(TEST)
 	@$(BIN)/python -m pytest -m long --timeout=0 -s $(ARGS)
