@@ -7,17 +7,16 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qigstore.demo.ledger import Noted, count_recorded, read_ledger
-from qigstore.demo.plan import DemoFailed, Plan
+from qigstore.demo.plan import Plan
 from qigstore.demo.processes import Child, Interrupts, Processes, Terminated
 from qigstore.demo.questions import Questions
 from qigstore.demo.screen import Check, Screen
+from qigstore.demo.training import Training, Watch
 from qigstore.errors import EXIT_EMERGENCY
 
 if TYPE_CHECKING:
@@ -29,15 +28,13 @@ __all__ = ["TOLERANCE", "Demo", "run_demo"]
 
 TOLERANCE = 0.02
 """How much lower the test accuracy may be than the undisturbed run's."""
-_POLL_S, _ASK_EVERY_S, _STALL_S = 0.02, 0.25, 90.0
 
 
 class Demo:
     """One performance; `play` returns the report."""
 
-    def __init__(self, plan: Plan, screen: Screen, store: Store, processes: Processes) -> None:
-        self.plan, self.screen = plan, screen
-        self._processes = processes
+    def __init__(self, plan: Plan, screen: Screen, store: Store, training: Training) -> None:
+        self.plan, self.screen, self._training = plan, screen, training
         self.ask = Questions(store, plan.session, screen.note)
         self.control = Questions(store, plan.control, screen.note)
         self.command = "qigstore"
@@ -51,7 +48,7 @@ class Demo:
         from qigstore.demo.summary import summarise
 
         began = time.monotonic()
-        control = self._start(self.plan.control)
+        control = self._training.start_undisturbed()
         first = self._train()
         second = self._kill_and_restart(first)
         self._fault(second)
@@ -72,14 +69,19 @@ class Demo:
 
     def _train(self) -> Child:
         self._heading("a", "train and checkpoint")
-        child = self._start(self.plan.session)
-        self._follow(child, lambda recorded: recorded > self.plan.kill_at)
-        attempts = self.ask.attempts()
-        stored = int(attempts[0]["rows"]) if attempts else 0
+        plan, watch = self.plan, self._training.watch
+        child = self._training.begin()
+        # Given a slow database and a fast training, a little later; long before the fault anyhow.
+        latest = plan.kill_at + plan.every
+        self._training.follow_until(
+            child, lambda rows: rows > plan.kill_at and (watch.rows > 0 or rows > latest)
+        )
+        # At once, before anything is asked: an answer may be slow, and the training is not.
+        child.send(signal.SIGKILL)
         self._check(
             "readable",
-            stored > 0 and attempts[0]["status"] == "running",
-            f"while it trains, SQL already reads {stored:,} of its steps",
+            watch.rows > 0,
+            f"while it trained, SQL already read {watch.rows:,} of its rows",
         )
         saved = self.saved()
         self._check(
@@ -91,56 +93,52 @@ class Demo:
 
     def _kill_and_restart(self, first: Child) -> Child:
         self._heading("b", "kill -9 in the middle, then start again")
-        first.send(signal.SIGKILL)
         status = first.wait()
-        noted = self._noted(1)
-        at_kill = int(self.ask.attempts()[0]["rows"])
-        waiting = len(noted.recorded) - at_kill
+        noted = self._training.noted(1)
+        at_kill = self._attempt(1).get("rows", 0)
+        last = max(noted.recorded)
         self._check(
             "killed",
             status == -signal.SIGKILL,
-            f"killed at step {max(noted.recorded)}: {len(noted.recorded):,} rows recorded, "
-            f"{at_kill:,} stored, {max(waiting, 0)} still in its spool",
+            f"killed at step {last}: {len(noted.recorded):,} rows recorded, {at_kill:,} stored, "
+            f"{max(len(noted.recorded) - at_kill, 0)} still in its spool",
         )
-        second = self._start(self.plan.session)
-        self._follow(second, lambda recorded: recorded > len(noted.recorded), shown=False)
-        self._compare(1, noted)
-        lost = self.ask.attempts()[0]
+        second = self._training.begin()
+        self._compare(1)
+        lost = self._attempt(1)
         self._check(
             "lost",
-            lost["status"] == "lost",
-            f"attempt 1 is marked {lost['status']}: {lost['reason']}",
+            lost.get("status") == "lost",
+            f"attempt {lost.get('number')} is marked {lost.get('status')}: {lost.get('reason')}",
         )
         decision = self._decision(2)
         self._check(
             "resumed",
             decision.get("step") is not None and decision["step"] <= max(noted.begun),
-            f"attempt 2 resumed from step {decision.get('step')}: {decision.get('reason')}",
+            f"attempt {decision.get('attempt')} resumed from step {decision.get('step')}: "
+            f"{decision.get('reason')}",
         )
-        self.facts["kill"] = {
-            "step": max(noted.recorded), "recorded": len(noted.recorded), "stored": at_kill,
-        }  # fmt: skip
+        self.facts["kill"] = {"step": last, "recorded": len(noted.recorded), "stored": at_kill}
         return second
 
     def _fault(self, child: Child) -> None:
         plan = self.plan
         self._heading("c", f"a fault: at step {plan.fault_at} the learning rate jumps fortyfold")
-        self._follow(child, lambda _: False, running=False)
-        status = child.wait()
+        status = self._training.follow_to_the_end(child)
         self._check(
             "exit status",
             status == EXIT_EMERGENCY,
             f"the run stopped itself with exit status {status}",
         )
-        if self._delivered(2):
+        if self._delivered():
             self._judge_fault()
 
-    def _delivered(self, attempt: int) -> bool:
-        """Whether the store holds what an ended attempt recorded; else the next start brings it."""
-        rows = sum(row["attempt"] == attempt for row in self.ask.rows())
+    def _delivered(self) -> bool:
+        """Whether the store holds what the second life recorded; else the next start brings it."""
+        rows = int(self._attempt(2).get("rows", 0))
         events = any(e["severity"] == "critical" for e in self.ask.events())
         saved = any(c["kind"] == "emergency" for c in self.saved())
-        if rows >= len(self._noted(attempt).recorded) and events and saved:
+        if rows >= len(self._training.noted(2).recorded) and events and saved:
             return True
         self.screen.note(
             "The store has not everything of this attempt yet: the rest waits on the disk, and "
@@ -155,7 +153,7 @@ class Demo:
         self._check(
             "event",
             len(critical) == 1
-            and event["attempt"] == 2
+            and event["attempt"] == self._training.attempt(2)
             and plan.fault_at <= event["step"] < plan.fault_at + 10,
             f"the rule {event.get('rule')!r} fired at step {event.get('step')}: "
             f"{event.get('message')}",
@@ -164,37 +162,35 @@ class Demo:
         saved = emergency[0] if emergency else {}
         self._check(
             "emergency checkpoint",
-            len(emergency) == 1 and saved["attempt"] == 2 and saved["step"] >= plan.fault_at,
+            len(emergency) == 1
+            and saved["attempt"] == self._training.attempt(2)
+            and saved["step"] >= plan.fault_at,
             f"the state at step {saved.get('step')} was saved as an emergency checkpoint",
         )
-        ended = self.ask.attempts()[1]
-        told = ended["status"], ended["exit_status"]
+        ended = self._attempt(2)
+        told = ended.get("status"), ended.get("exit_status")
         # Without a database at its end, an attempt cannot say how it ended, and counts as lost.
         self._check(
             "aborted",
             told == ("aborted", EXIT_EMERGENCY) or (late and told == ("lost", None)),
-            f"the store knows: attempt 2 {ended['status']}, exit status {ended['exit_status']}",
+            f"the store knows: attempt {ended.get('number')} {told[0]}, exit status {told[1]}",
         )
-        self._compare(2, self._noted(2))
+        self._compare(2)
 
     def _recover(self, control: Child) -> None:
         self._heading("d", "start again: back to the best healthy checkpoint, round the fault")
-        before = len(self._noted(2).recorded) + len(self._noted(1).recorded)
-        child = self._start(self.plan.session)
+        child = self._training.begin()
         if not any(check.name == "event" for check in self.checks):
-            self._follow(child, lambda recorded: recorded > before, shown=False)
             self._act = "c"
             self._judge_fault(late=True)
             self._act = "d"
-        self._follow(child, lambda _: False, running=False, at_start=before)
-        status = child.wait()
-        self._check("completed", status == 0, f"attempt 3 ended with exit status {status}")
+        status = self._training.follow_to_the_end(child)
+        self._check("completed", status == 0, f"the run ended with exit status {status}")
         self._judge_decision()
-        self._compare(3, self._noted(3))
+        self._compare(3)
         if control.status is None:
             self.screen.note("waiting for the undisturbed run")
-        if control.wait_at_most(_STALL_S) != 0:
-            raise DemoFailed(f"the undisturbed run ended with {_ended(control)}")
+        self._training.await_undisturbed(control)
         last = self.plan.steps - 1
         found, expected = self.ask.accuracy(last), self.control.accuracy(last)
         self._check(
@@ -239,7 +235,7 @@ class Demo:
                 f"{reasons.get(str(refused and refused['id']))}",
             )
         first, last = decision.get("skip_first"), decision.get("skip_last")
-        mine = {row["step"] for row in self.ask.rows() if row["attempt"] == 3}
+        mine = {row["step"] for row in self.ask.rows() if row["attempt"] == decision.get("attempt")}
         spike = range(self.plan.fault_at, self.plan.fault_at + _spike_steps())
         skipped = range(first, last + 1) if first is not None and last is not None else range(0)
         expected = set(range(decision.get("step", 0) + 1, self.plan.steps)) - set(skipped)
@@ -261,13 +257,6 @@ class Demo:
         self.checks.append(check)
         self.screen.check(check)
 
-    def _start(self, session: str) -> Child:
-        ledger = self._processes.ledger(session)
-        return self._processes.start(self.plan.arguments(session, ledger))
-
-    def _noted(self, attempt: int) -> Noted:
-        return read_ledger(self._processes.ledger(self.plan.session)).get(attempt, Noted())
-
     def checkpoints(self) -> list[dict[str, Any]]:
         """Checkpoints by Φ, removed ones too, each with whether it is (or was) healthy."""
         from qigstore.demo.train import SETTLE_STEPS
@@ -278,60 +267,32 @@ class Demo:
         """Those of them that are there."""
         return [c for c in self.checkpoints() if c["status"] == "committed"]
 
-    def _decision(self, attempt: int) -> dict[str, Any]:
-        return next((d for d in self.ask.decisions() if d["attempt"] == attempt), {})
+    def _decision(self, life: int) -> dict[str, Any]:
+        number = self._training.attempt(life)
+        return next((d for d in self.ask.decisions() if d["attempt"] == number), {})
 
-    def _compare(self, attempt: int, noted: Noted) -> None:
+    def _attempt(self, life: int) -> dict[str, Any]:
+        number = self._training.attempt(life)
+        return next((a for a in self.ask.attempts() if a["number"] == number), {})
+
+    def _compare(self, life: int) -> None:
         """The script's own count against the store's rows, by step and by value."""
-        found = {r["step"]: r["loss"] for r in self.ask.rows() if r["attempt"] == attempt}
-        writer = self.ask.attempts()[attempt - 1]
+        noted, number = self._training.noted(life), self._training.attempt(life)
+        found = {r["step"]: r["loss"] for r in self.ask.rows() if r["attempt"] == number}
+        writer = self._attempt(life)
         missing = sum(step not in found for step in noted.recorded)
         strange = sum(step not in noted.begun for step in found)
         other = sum(not _same(found[s], loss) for s, loss in noted.begun.items() if s in found)
-        doubled = int(writer["repeated_rows"]) + (int(writer["acked_seq"]) - len(found))
+        doubled = int(writer.get("repeated_rows") or 0)
+        doubled += int(writer.get("acked_seq") or 0) - len(found)
         self._check(
-            f"rows of attempt {attempt}",
+            f"rows of attempt {life}",
             bool(noted.recorded) and missing == strange == other == doubled == 0,
-            f"attempt {attempt}: {len(noted.recorded):,} rows recorded, {len(found):,} stored; "
+            f"attempt {number}: {len(noted.recorded):,} rows recorded, {len(found):,} stored; "
             f"{missing} missing, {doubled} doubled, {other} changed",
         )
         if len(found) == len(noted.recorded) + 1:
             self.screen.note("(the one more was being recorded when it died, and is whole)")
-
-    def _follow(
-        self,
-        child: Child,
-        reached: Callable[[int], bool],
-        *,
-        shown: bool = True,
-        running: bool = True,
-        at_start: int | None = None,
-    ) -> None:
-        """Watch a training until the ledger has reached something, or it has ended."""
-        ledger = self._processes.ledger(self.plan.session)
-        at_start = count_recorded(ledger)[0] if at_start is None else at_start
-        with self.screen.progress(self.plan.steps) as progress:
-            changed = asked = time.monotonic()
-            before, words = -1, ""
-            while True:
-                status = child.status
-                recorded, step = count_recorded(ledger)
-                if status is not None:
-                    if running or status not in {0, EXIT_EMERGENCY}:
-                        raise _died(child)
-                    return
-                if reached(recorded):
-                    return
-                moment = time.monotonic()
-                if recorded != before:
-                    before, changed = recorded, moment
-                if moment - changed > _STALL_S:
-                    raise DemoFailed(f"the training process {child.pid} makes no progress")
-                if moment - asked > _ASK_EVERY_S or not words:
-                    asked, words = moment, _standing(self.ask.now(), recorded)
-                if shown:
-                    progress.show(step + 1, "starting" if recorded == at_start else words)
-                time.sleep(_POLL_S)
 
 
 def run_demo(plan: Plan, *, quiet: bool = False, command: str = "qigstore") -> dict[str, Any]:
@@ -358,7 +319,9 @@ def run_demo(plan: Plan, *, quiet: bool = False, command: str = "qigstore") -> d
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="qigstore-demo-"))
             store = stack.enter_context(open_store())
             processes = stack.enter_context(Processes(interrupts, Path(folder)))
-            demo = Demo(plan, screen, store, processes)
+            watch = Watch(Questions(store, plan.session, screen.note))
+            stack.callback(watch.close)
+            demo = Demo(plan, screen, store, Training(plan, screen, processes, watch))
             demo.command = command
             return demo.play()
         except (KeyboardInterrupt, Terminated) as stop:
@@ -374,27 +337,6 @@ def run_demo(plan: Plan, *, quiet: bool = False, command: str = "qigstore") -> d
             with interrupts.held():
                 stack.close()
                 interrupts.pending = None
-
-
-def _standing(now: dict[str, Any] | None, recorded: int) -> str:
-    if now is None:
-        return f"{recorded:,} recorded; the database is away, rows wait in the spool"
-    if now.get("loss") is None:
-        return "starting"
-    phi = "" if now["phi"] is None else f"  Φ {now['phi']:.2f}"
-    return f"loss {now['loss']:.3f}{phi}  {recorded:,} recorded, {now['rows']:,} stored"
-
-
-def _died(child: Child) -> DemoFailed:
-    status = child.wait()
-    known = 2 <= status <= 6  # the same kinds of errors as the command line's own
-    return DemoFailed(f"the training process ended with {_ended(child)}", status if known else 1)
-
-
-def _ended(child: Child) -> str:
-    status = child.status
-    how = f"signal {-status}" if status is not None and status < 0 else f"exit status {status}"
-    return f"{how}: {child.last_words()}"
 
 
 def _phi(saved: list[dict[str, Any]]) -> str:

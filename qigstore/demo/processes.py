@@ -133,9 +133,12 @@ class Child:
             return None
         return self.wait()
 
-    def last_words(self) -> str:
-        """The last line it wrote, for an error message."""
-        return next((line for line in reversed(self.lines) if line.strip()), "it said nothing")
+    def ended(self) -> str:
+        """How it ended and the last line it wrote, for an error message."""
+        status = self.status
+        how = f"signal {-status}" if status is not None and status < 0 else f"status {status}"
+        words = next((line for line in reversed(self.lines) if line.strip()), "it said nothing")
+        return f"{how if status is not None else 'no end'}: {words}"
 
 
 class Processes:

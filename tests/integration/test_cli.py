@@ -19,12 +19,12 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from places import new_database, short_folder
 
 import qigstore
 from qigstore.cli import EXIT_CODES, exit_code, main
 from qigstore.cli.output import as_json
 from qigstore.safety.rules import RuleSet, Threshold
-from tests.conftest import new_database, short_folder
 
 NAME = "ocean 7"
 
