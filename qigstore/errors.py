@@ -124,7 +124,8 @@ class StoreUnavailable(StoreError):
     def __init__(self, address: str, reason: str, *, hint: str = "") -> None:
         self.address, self.reason = address, reason
         todo = hint or "Check QIGSTORE_DSN and that the server runs (`qigstore db status`)."
-        super().__init__(f"no database at {address}: {reason}. {todo}")
+        said = reason.rstrip(".?! ")
+        super().__init__(f"no database at {address}: {said}. {todo}")
 
 
 class EmbeddedServerError(StoreUnavailable):

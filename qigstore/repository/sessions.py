@@ -84,7 +84,7 @@ class Sessions:
                 return found
             names = select(sessions.c.name).order_by(sessions.c.id.desc()).limit(_NAMES_COMPARED)
             known = list(connection.execute(names).scalars())
-        raise NotFound("session", name, near=near(name, known), hint="See `qigstore sessions`")
+        raise NotFound("session", name, near=near(name, known), hint="See `qigstore sessions list`")
 
     def by_id(self, session_id: int, *, heartbeat_limit_s: float = LOST_AFTER_S) -> SessionInfo:
         """The session of that number, as other records refer to it.

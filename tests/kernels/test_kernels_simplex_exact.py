@@ -12,7 +12,7 @@ from qigkernels import simplex
 
 def close_pair(rng, n, apart):
     p = rng.dirichlet(np.ones(n))
-    q = p * (1.0 + apart * rng.standard_normal(n))
+    q = p * np.exp(apart * rng.standard_normal(n))
     return p, q / q.sum()
 
 

@@ -67,6 +67,21 @@ def test_pure_low_rank_and_orthogonal_pairs(rng, random_state, n, real):
     check_pair(Q[:, :k] @ Q[:, :k].T / k, Q[:, k:] @ Q[:, k:].T / (n - k))
 
 
+def test_small_pivots_in_a_row_do_not_hide_a_lost_rank(rng):
+    """A Cholesky pivot of 1e-11 may stand over an eigenvalue of 1e-17: rank is read off the
+    eigenvalues, or √F of orthogonal states would be 1e-9."""
+    for n, k in ((3, 1), (4, 2), (8, 3)):
+        for _ in range(300):
+            Q = np.linalg.qr(rng.standard_normal((n, n)))[0]
+            # A nearly missing first coordinate makes the early pivots small.
+            Q[:, 0] = np.linalg.qr(np.column_stack((Q[:, 0] + 1e3 * np.eye(n)[0], Q[:, 1:])))[0][
+                :, 0
+            ]
+            Q = np.linalg.qr(Q)[0]
+            rho, sigma = Q[:, :k] @ Q[:, :k].T / k, Q[:, k:] @ Q[:, k:].T / (n - k)
+            assert states.root_fidelity(rho, sigma) <= 1e-15
+
+
 @pytest.mark.parametrize("angle", [1.0, 1e-2, 1e-5, 1e-9])
 def test_pure_states_at_a_known_angle(rng, angle):
     for n in SIZES:
