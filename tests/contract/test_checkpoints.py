@@ -181,6 +181,34 @@ def test_each_candidate_says_why(any_store: Store, session_id: int) -> None:
     assert [c.checkpoint.step for c in found] == [100, 500, 600, 700, 800, 812, 400, 790, 300]
 
 
+def test_a_session_that_measures_no_phi_is_judged_by_the_rest(
+    any_store: Store, session_id: int
+) -> None:
+    keep(
+        any_store,
+        made(session_id, 100, None),
+        made(session_id, 200, None),
+        made(session_id, 300, None, weights_finite=False),
+        made(session_id, 400, None),
+    )
+    alarm(any_store, session_id, 410)
+    found = any_store.checkpoints.candidates(session_id, settle_steps=50)
+    fit = "Φ is not measured in this session, no critical event within 50 steps"
+    assert reasons(found) == {
+        200: (True, fit),
+        100: (True, fit),
+        400: (False, "critical event loss.ewma at step 410 (10 steps later)"),
+        300: (False, "the weights are not finite"),
+    }
+    assert [c.checkpoint.step for c in found] == [200, 100, 400, 300]
+    floor = any_store.checkpoints.candidates(session_id, settle_steps=50, phi_floor=0.1)
+    assert not any(c.healthy for c in floor)
+    # One that measured it, and missing Φ counts against the others again.
+    keep(any_store, made(session_id, 50, 0.3))
+    found = any_store.checkpoints.candidates(session_id, settle_steps=50)
+    assert [c.checkpoint.step for c in found if c.healthy] == [50]
+
+
 @pytest.mark.parametrize(
     ("step", "severity", "attempt", "healthy"),
     [

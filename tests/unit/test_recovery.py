@@ -404,10 +404,14 @@ class Histories(RuleBasedStateMachine):
 
     @rule(policy=st.sampled_from(["best", "newest"]))
     def recover(self, policy: Any) -> None:
+        def ranks(phi: float | None) -> bool:
+            return phi is not None and math.isfinite(phi)
+
+        measured = any(ranks(phi) for phi, _, _ in self.model.values())
         fit = {
-            key: (phi, step)
+            key: (phi if ranks(phi) else None, step)
             for key, (phi, step, finite) in self.model.items()
-            if finite and phi is not None and math.isfinite(phi)
+            if finite and (ranks(phi) or not measured)
         }
         keys = {
             "best": lambda key: (-(fit[key][0] or 0.0), -fit[key][1], key),
