@@ -18,6 +18,7 @@ __all__ = [
     "epsilon",
     "is_numpy",
     "namespace",
+    "rank_floor",
     "same_namespace",
     "tiny",
     "to_numpy",
@@ -44,6 +45,14 @@ def _dtype_name(array: Any) -> str:
 def epsilon(array: Any) -> float:
     """Distance from 1 to the next number of the array's precision."""
     return _EPSILON[_dtype_name(array)]
+
+
+def rank_floor(values: Any) -> float:
+    """Share of the largest eigenvalue at or below which an eigenvalue is the rounding of 0.
+
+    max(n, 8)·ε: n·ε alone is what an eigensolver itself may leave of a 0 where n is small.
+    """
+    return max(8.0, float(values.shape[-1])) * epsilon(values)
 
 
 def tiny(array: Any) -> float:

@@ -62,8 +62,8 @@ def _point(xp: Any, name: str, rho: Any, check: bool) -> tuple[list[Any], Any, A
     if check and float(xp.min(determinant)) < -4.0 * eps:
         lowest = determinant / trace
         check_spectrum(name, rho, xp.stack((lowest, trace - lowest), axis=-1))
-    # An eigenvalue at or below n·ε·λ_max is the rounding of a pure state.
-    kept = determinant * xp.astype(determinant > 2.0 * eps, determinant.dtype)
+    # An eigenvalue at or below 8·ε is the rounding of a pure state.
+    kept = determinant * xp.astype(determinant > 8.0 * eps, determinant.dtype)
     scale = 1.0 / trace
     twice = 2.0 * scale
     vector = [(a - d) * scale, re * twice] + ([] if im is None else [im * twice])
@@ -118,7 +118,7 @@ def _numbers(rows: Any) -> tuple[float, float, float, float] | None:
     determinant = math.fsum([part for pair in products for part in pair])
     if determinant < -8.0 * 2.0**-52:
         return None
-    height = 2.0 * math.sqrt(determinant) if determinant > 2.0**-51 else 0.0
+    height = 2.0 * math.sqrt(determinant) if determinant > 8.0 * 2.0**-52 else 0.0
     return (a - d) / trace, 2.0 * re / trace, 2.0 * im / trace, height / trace
 
 

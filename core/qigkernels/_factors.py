@@ -2,7 +2,7 @@
 
 Full rank: Cholesky, corrected once or twice by a residual in extended precision where ρ is
 ill-conditioned (plain Cholesky leaves an eigenvalue of 1e-12 wrong in its fifth digit, which shows
-in √F at 1e-11). Rank loss: eigenvectors·√λ with λ ≤ n·ε·λ_max set to 0.
+in √F at 1e-11). Rank loss: eigenvectors·√λ with λ ≤ max(n, 8)·ε·λ_max set to 0.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from qigkernels._arrays import epsilon, is_numpy, to_numpy
+from qigkernels._arrays import epsilon, is_numpy, rank_floor, to_numpy
 from qigkernels._density import check_spectrum
 from qigkernels._extended import residual_product
 
 __all__ = ["Side", "adjoint", "factor", "put", "real_diagonal", "take"]
 
-_WELL = 1e-3
+_WELL = 1e-2
 """Smallest pivot·n from which a plain Cholesky factor is exact enough for √F, up to n = 4; it
 falls as 1/n², a single direction weighing ever less in √F."""
 _POLISHED = 0.05
@@ -97,36 +97,37 @@ def factor(xp: Any, name: str, rho: Any) -> Side:
     shape = tuple(rho.shape[:-2])
     rho = xp.reshape(rho, (-1, n, n))
     eps = epsilon(rho)
+    count = rho.shape[0]
     root = _cholesky(xp, rho)
+    full, well = np.ones(count, dtype=bool), np.zeros(count, dtype=bool)
     if root is None:
-        # One without a factor takes the batch with it: all by eigenvectors, some by both.
-        index = np.arange(rho.shape[0])
+        # One without a factor takes the batch with it.
         root = xp.full_like(rho, float("nan"))
     else:
-        pivots = _pivots(xp, root)
-        # NaN (no Cholesky factor) is doubtful too.
-        doubtful = ~(pivots[0] > 64.0 * n * eps * pivots[1])
-        index = np.flatnonzero(doubtful)
-    full = np.ones(rho.shape[0], dtype=bool)
+        # NaN (no factor) is not well either. A pivot is no eigenvalue: several small ones in a
+        # row hide a far smaller eigenvalue, so all that are not well are looked at in full.
+        well = _smallest_pivots(xp, root) * n > _WELL * min(1.0, 16.0 / n**2)
+    index = np.flatnonzero(~well)
     if index.size:
-        values, vectors = xp.linalg.eigh(take(xp, rho, index))
+        part = take(xp, rho, index)
+        values, vectors = xp.linalg.eigh(part)
         check_spectrum(name, rho, values, rows=index, shape=shape)
         root = _retried(xp, rho, root, index, values)
         root, kept = _by_eigenvectors(xp, root, index, values, vectors)
         full[index[~kept]] = False
-    lowest = _pivots(xp, root)[0]
-    well = full & (lowest * n > _WELL * min(1.0, 16.0 / n**2))
+    pivot = _smallest_pivots(xp, root) * n
+    well = full & (pivot > _WELL * min(1.0, 16.0 / n**2))
     weak = np.flatnonzero(full & ~well)
     if weak.size and eps < 1e-10:
         better = _refined(xp, take(xp, rho, weak), take(xp, root, weak))
         root = put(xp, root, weak, better)
-    return Side(rho, root, full, well, lowest * n)
+    return Side(rho, root, full, well, pivot)
 
 
-def _pivots(xp: Any, root: Any) -> tuple[Any, Any]:
-    """Smallest and largest squared pivot of Cholesky factors."""
+def _smallest_pivots(xp: Any, root: Any) -> Any:
+    """Smallest squared pivot of Cholesky factors."""
     pivots = to_numpy(real_diagonal(xp, root)).astype(np.float64) ** 2
-    return pivots.min(axis=-1), pivots.max(axis=-1)
+    return pivots.min(axis=-1)
 
 
 def _cholesky(xp: Any, rho: Any) -> Any:
@@ -149,8 +150,7 @@ def _retried(xp: Any, rho: Any, root: Any, index: Any, values: Any) -> Any:
 
 def _by_eigenvectors(xp: Any, root: Any, index: Any, values: Any, vectors: Any) -> tuple[Any, Any]:
     """The roots with those of `index` redone; and which of them keep their Cholesky factor."""
-    n = vectors.shape[-1]
-    floor = n * epsilon(values) * xp.max(values, axis=-1, keepdims=True)
+    floor = rank_floor(values) * xp.max(values, axis=-1, keepdims=True)
     kept_values = xp.where(values > floor, values, xp.zeros_like(values))
     by_vectors = vectors * xp.astype(xp.sqrt(kept_values), vectors.dtype)[..., None, :]
     whole = to_numpy(xp.all(values > floor, axis=-1))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from qigkernels._arrays import as_array, epsilon, same_namespace
+from qigkernels._arrays import as_array, epsilon, rank_floor, same_namespace
 from qigkernels._density import check_density, check_hermitian, check_spectrum
 from qigkernels._errors import ValidationError
 from qigkernels._extended import residual_product
@@ -152,7 +152,7 @@ def _solve(xp: Any, rho: Any, drho: Any) -> tuple[Any, Any, Any]:
     check_spectrum("rho", rho, values)
     n = rho.shape[-1]
     eps = epsilon(values)
-    floor = n * eps * xp.max(values, axis=-1, keepdims=True)
+    floor = rank_floor(values) * xp.max(values, axis=-1, keepdims=True)
     exact = eps < 1e-10
     if exact:
         similar = _sandwich(xp, rho, vectors)

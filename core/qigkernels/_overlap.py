@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from qigkernels._arrays import epsilon, is_numpy, to_numpy
-from qigkernels._factors import Side, adjoint, put, take
+from qigkernels._factors import Side, adjoint, put, real_diagonal, take
 
 __all__ = ["angle_from_factors", "drift", "overlap_from_factors"]
 
@@ -22,7 +22,7 @@ def overlap_from_factors(xp: Any, one: Side, two: Side) -> Any:
     """√F of matched flat batches: Σ√eig(A†σA) where that keeps its digits, else Σ svd(A†B)."""
     n = one.state.shape[-1]
     # The smallest eigenvalue of A†σA follows the pivots; below this the attempt mostly fails.
-    tried = one.well & two.well & (one.pivot * two.pivot > float(n) ** -2.5)
+    tried = one.well & two.well & (one.pivot * two.pivot > 2.0 * float(n) ** -2.5)
     if not tried.any():
         return _nuclear(xp, one.root, two.root)
     if tried.all():
@@ -42,6 +42,10 @@ def overlap_from_factors(xp: Any, one: Side, two: Side) -> Any:
     return overlap
 
 
+def _trace(xp: Any, matrices: Any) -> Any:
+    return xp.sum(real_diagonal(xp, matrices), axis=-1)
+
+
 def _traces(xp: Any, matrices: Any) -> Any:
     return xp.sum(xp.abs(matrices[..., 0]), axis=-1)
 
@@ -57,7 +61,7 @@ def _by_eigenvalues(xp: Any, A: Any, sigma: Any) -> tuple[Any, Any]:
     # by about n; where even so the sum might be off by more than 1e-15, it is redone.
     error = epsilon(values) * top * xp.sqrt(xp.sum((0.5 / roots) ** 2, axis=-1))
     n = float(values.shape[-1])
-    limit = 0.5 * max(n, n * n / 16.0) * epsilon(values)
+    limit = 0.3 * max(n, n * n / 16.0) * epsilon(values)
     return xp.sum(roots, axis=-1), to_numpy(error > limit)
 
 
@@ -85,6 +89,8 @@ def angle_from_factors(xp: Any, one: Side, two: Side) -> Any:
     if rest.size < count:
         one, two = one.rows(xp, rest), two.rows(xp, rest)
     overlap = overlap_from_factors(xp, one, two)
+    # Traces are 1 but for rounding; without it.
+    overlap = overlap / xp.sqrt(_trace(xp, one.state) * _trace(xp, two.state))
     found = xp.acos(xp.clip(overlap, 0.0, 1.0))
     near = np.flatnonzero(to_numpy(overlap > 1.0 - _NEAR))
     if near.size:

@@ -19,14 +19,14 @@ from typing import Any
 
 import numpy as np
 
-from qigkernels._arrays import as_array, is_numpy, same_namespace
+from qigkernels._arrays import as_array, is_numpy, rank_floor, same_namespace
 from qigkernels._bloch import bloch_angle, bloch_pair
 from qigkernels._density import check_density, check_spectrum
 from qigkernels._errors import ValidationError
 from qigkernels._factors import Side, factor, real_diagonal
 from qigkernels._information import qfi_matrix, qfi_pure, sld
 from qigkernels._means import bures_mean
-from qigkernels._overlap import angle_from_factors, overlap_from_factors
+from qigkernels._overlap import angle_from_factors
 from qigkernels._reference import ReferenceState
 from qigkernels.validation import check_last_axes, sum_tolerance
 
@@ -86,11 +86,8 @@ def root_fidelity(rho: Any, sigma: Any, *, check: bool = True) -> Any:
         found = xp.cos(bloch_angle(xp, rho, sigma, check=check))
         return _shaped(xp, found, tuple(found.shape))
     one, two, shape = _factored(xp, rho, sigma)
-    flat = overlap_from_factors(xp, one, two)
-    found = xp.reshape(flat, shape)
-    # Traces are 1 but for rounding; without it, and at most 1.
-    traces = xp.sqrt(_trace(xp, rho) * _trace(xp, sigma))
-    return _finish(xp, xp.clip(found / traces, 0.0, 1.0))
+    # By way of the angle: near 1 that is exact where a sum of n singular values is not.
+    return _shaped(xp, xp.cos(angle_from_factors(xp, one, two)), shape)
 
 
 def bures_angle(rho: Any, sigma: Any, *, check: bool = True) -> Any:
@@ -168,12 +165,14 @@ def entropy(rho: Any, *, check: bool = True) -> Any:
     values = xp.linalg.eigvalsh(rho)
     if check:
         check_spectrum("rho", rho, values)
-    return _finish(xp, shannon(xp, values))
+    # Eigenvalues at rounding level are 0, and −λ ln λ would show them.
+    return _finish(xp, shannon(xp, values, rank_floor(values)))
 
 
-def shannon(xp: Any, values: Any) -> Any:
-    """−Σ λ ln λ over the last axis, entries at or below 0 adding nothing."""
-    positive = xp.where(values > 0.0, values, xp.ones_like(values))
+def shannon(xp: Any, values: Any, floor: float = 0.0) -> Any:
+    """−Σ λ ln λ over the last axis, entries at or below `floor` of the largest adding nothing."""
+    lowest = floor * xp.max(values, axis=-1, keepdims=True)
+    positive = xp.where(values > lowest, values, xp.ones_like(values))
     # −0.0 of a pure state is 0.
     return 0.0 - xp.sum(positive * xp.log(positive), axis=-1)
 
@@ -212,7 +211,7 @@ def coherence_relative_entropy(rho: Any, *, check: bool = True) -> Any:
     values = xp.linalg.eigvalsh(rho)
     if check:
         check_spectrum("rho", rho, values)
-    gap = shannon(xp, real_diagonal(xp, rho)) - shannon(xp, values)
+    gap = shannon(xp, real_diagonal(xp, rho)) - shannon(xp, values, rank_floor(values))
     # Majorisation makes the gap ≥ 0; below is the last digit's rounding.
     return _finish(xp, xp.where(gap > 0.0, gap, xp.zeros_like(gap)))
 
@@ -311,10 +310,6 @@ def _factored(xp: Any, rho: Any, sigma: Any) -> tuple[Side, Side, tuple[int, ...
 def _repeated(shape: tuple[int, ...], target: tuple[int, ...]) -> Any:
     index = np.arange(int(np.prod(shape, dtype=int))).reshape(shape)
     return np.broadcast_to(index, target).ravel()
-
-
-def _trace(xp: Any, rho: Any) -> Any:
-    return xp.sum(real_diagonal(xp, rho), axis=-1)
 
 
 def _shaped(xp: Any, flat: Any, shape: tuple[int, ...]) -> Any:

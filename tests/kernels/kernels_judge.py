@@ -1,8 +1,8 @@
 """The judge: every quantity once more, from its definition, in 50 decimal digits; and cases.
 
 Entries of the inputs are taken as exact binary numbers; states and distributions are divided by
-their exact trace or sum. Eigenvalues at or below n·ε·λ_max are the rounding of a rank-deficient
-state and count as 0, as `docs/geometric-validity.md` says.
+their exact trace or sum. Eigenvalues at or below max(n, 8)·ε·λ_max are the rounding of a
+rank-deficient state and count as 0, as `docs/geometric-validity.md` says.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def state(rho):
 def spectrum(rho):
     """Eigenvalues and vectors of a state, rounding-level eigenvalues set to 0."""
     values, vectors = mp.eighe(state(rho))
-    floor = len(values) * mp.mpf(2) ** -52 * max(values)
+    floor = max(8, len(values)) * mp.mpf(2) ** -52 * max(values)
     kept = [v if v > floor else mp.mpf(0) for v in values]
     total = mp.fsum(kept)
     return [v / total for v in kept], vectors
