@@ -267,7 +267,8 @@ def _table(P: Any, Q: Any) -> Any:
     for start in range(0, len(P), rows):
         stop = min(len(P), start + rows)
         first = start if same else 0
-        B = U[start:stop] @ V[first:].T
+        # In place where a block is a run of whole rows of the table.
+        B = np.matmul(U[start:stop], V[first:].T, out=None if same else D[start:stop])
         np.minimum(B, 1.0, out=B)
         np.arccos(B, out=B)
         B *= 2.0
@@ -281,8 +282,8 @@ def _table(P: Any, Q: Any) -> Any:
             i, j, near = i[other], j[other], near[other]
             if near.size:
                 B.ravel()[near] = _distance(np, P[start + i], Q[first + j])
-        D[start:stop, first:] = B
         if same:
+            D[start:stop, first:] = B
             D[stop:, start:stop] = B[:, stop - start :].T
             block = D[start:stop, start:stop]
             np.copyto(block, np.triu(block) + np.triu(block, 1).T)
