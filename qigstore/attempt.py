@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import platform
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from qigstore.settings import Settings
 
 __all__ = ["Claim", "claim", "settle_leftovers"]
+
+_SHIPPING_LIMIT_S, _SHIPPING_POLL_S = 60.0, 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +63,7 @@ def claim(
         session.id, uuid4(), host=platform.node(), pid=os.getpid(), config=config
     )
     try:
-        _settle_rivals(store, session, mine, leftovers, takeover=takeover)
+        _settle_rivals(store, session, mine, leftovers, settings=settings, takeover=takeover)
         identity = SpoolIdentity(
             writer=uuid4(),
             attempt=mine.id,
@@ -104,16 +107,20 @@ def _settle_rivals(
     mine: AttemptInfo,
     leftovers: Sequence[DrainReport],
     *,
+    settings: Settings,
     takeover: bool,
 ) -> None:
     """Close older running attempts whose process is dead; refuse or shut out a living one."""
     busy = {report.attempt_id for report in leftovers if report.busy}
     for rival in store.sessions.attempts(session.id):
-        if rival.number >= mine.number or rival.status not in {"running", "lost"}:
+        if rival.number >= mine.number or rival.ended_at is not None:
             continue
-        if rival.ended_at is not None:
-            continue
-        alive = rival.id in busy or (rival.status == "running" and _may_live(rival))
+        held = rival.id in busy
+        if held and not _may_live(rival, held=True):
+            # Its process is dead, its spool is not free: another process ships it just now.
+            _await_shipping(store, settings, session.name, rival)
+            held = False
+        alive = held or (rival.status == "running" and _may_live(rival, held=False))
         if alive and not takeover:
             raise SessionBusy(session.name, f"process {rival.pid} on {rival.host}")
         if alive:
@@ -123,14 +130,35 @@ def _settle_rivals(
         store.sessions.close_attempt(rival.id, "lost", reason=how)
 
 
-def _may_live(rival: AttemptInfo) -> bool:
-    """Whether a process with a fresh heartbeat may still be there; only its own host can tell."""
+def _await_shipping(store: Store, settings: Settings, name: str, rival: AttemptInfo) -> None:
+    """Wait until the process that ships a dead one's spool is done, or do it in its place.
+
+    Raises:
+        SessionBusy: that took longer than `_SHIPPING_LIMIT_S`.
+    """
+    from qigstore.recording import drain_leftovers
+
+    end = time.monotonic() + _SHIPPING_LIMIT_S
+    while any(
+        report.busy and report.attempt_id == rival.id
+        for report in drain_leftovers(settings.spool_root / str(store.id), store, only=name)
+    ):
+        if time.monotonic() > end:
+            raise SessionBusy(name, f"a process that ships what {rival.pid} left")
+        time.sleep(_SHIPPING_POLL_S)
+
+
+def _may_live(rival: AttemptInfo, *, held: bool) -> bool:
+    """Whether the process of an attempt may still be there; only its own host can tell.
+
+    `held`: its spool is locked, by itself or by a process that ships it.
+    """
     if rival.host != platform.node():
         return True
     if rival.pid == os.getpid():
-        # Its spool's lock is free (else it were among the busy): a predecessor with our number,
-        # as every restarted container's PID 1 is.
-        return False
+        # Held: this very process has the session open. Else a predecessor with our number, as
+        # every restarted container's PID 1 is.
+        return held
     try:
         os.kill(rival.pid, 0)
     except ProcessLookupError:

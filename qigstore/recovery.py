@@ -172,9 +172,10 @@ def steps_to_skip(
 ) -> tuple[int, int] | None:
     """First and last step to leave out after resuming, or None.
 
-    For each attempt that a critical event at step E ended, beyond the chosen checkpoint: from the
-    first warning or critical event of that episode (within `settle_steps` before E) to
-    E + `margin`; over several attempts the range that covers them all.
+    For each attempt that a critical event at step E ended, beyond the chosen checkpoint: from
+    `margin` steps before the first warning or critical event of that episode (within
+    `settle_steps` before E) to E + `margin`; over several attempts the range that covers them all.
+    The lead is there because what a step did wrong shows in the loss of a later one.
 
     Source: PaLM restarted about 100 steps before a spike and left out 200-500 batches, and the
     spike did not come back (doi:10.48550/arXiv.2204.02311, §5.1); the GLM-130B runs did the same
@@ -197,7 +198,7 @@ def steps_to_skip(
             and e.severity != "info"
             and max(chosen.step, end - settle_steps - 1) < e.step <= end
         ]
-        ranges.append((min(early), end + margin))
+        ranges.append((max(chosen.step + 1, min(early) - margin), end + margin))
     if not ranges:
         return None
     return min(first for first, _ in ranges), max(last for _, last in ranges)

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from qigstore.errors import ConfigurationError
-from qigstore.settings import Settings, load_settings
 
 if TYPE_CHECKING:
     from qigstore.database.embedded import ServerStatus
+    from qigstore.settings import Settings
 
 __all__ = ["app"]
 
@@ -28,6 +28,8 @@ def _say(as_json: bool, data: dict[str, Any], words: str) -> None:
 
 
 def _embedded_settings() -> Settings:
+    from qigstore.settings import load_settings
+
     settings = load_settings()
     if settings.dsn is not None:
         raise ConfigurationError(
@@ -46,6 +48,7 @@ def upgrade(
     """Bring the database's schema to this version's revision."""
     from qigstore.database import migrate
     from qigstore.database.engine import open_database
+    from qigstore.settings import load_settings
 
     database = open_database(load_settings(dsn=dsn), check=False)
     try:
@@ -64,6 +67,7 @@ def current(dsn: Dsn = None, as_json: Json = False) -> None:
     """Show the schema revision of the database and the one this version needs."""
     from qigstore.database import migrate
     from qigstore.database.engine import open_database
+    from qigstore.settings import load_settings
 
     database = open_database(load_settings(dsn=dsn), check=False)
     try:
@@ -80,6 +84,7 @@ def check(dsn: Dsn = None, as_json: Json = False) -> None:
     """Compare the database's tables and views with this version's; status 1 where they differ."""
     from qigstore.database import migrate
     from qigstore.database.engine import open_database
+    from qigstore.settings import load_settings
 
     database = open_database(load_settings(dsn=dsn), check=False)
     try:
@@ -136,6 +141,8 @@ def stop(
 @app.command()
 def status(as_json: Json = False) -> None:
     """Show whether the database answers; starts nothing."""
+    from qigstore.settings import load_settings
+
     settings = load_settings()
     if settings.dsn is None:
         _show(_embedded_status(settings.server_root), as_json)

@@ -369,7 +369,7 @@ def test_what_an_event_condemns_is_passed_over_and_its_steps_are_named(
     store.sessions.close_attempt(attempt.id, "aborted", reason="loss is NaN")
     found, decision = recover(manager, store, attempt=begin(store, session))
     assert found["step"] == 200
-    assert decision.skip_steps == (275, 290)
+    assert decision.skip_steps == (265, 290)
     reasons = {c.checkpoint.step: c.reason for c in decision.candidates}
     assert "critical event loss at step 280" in reasons[260]
     assert "emergency checkpoint" in reasons[281]

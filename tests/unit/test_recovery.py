@@ -183,13 +183,13 @@ def test_the_range_to_skip_is_the_episode_and_a_margin() -> None:
         event(199, "info"),
     ]
     found = steps_to_skip(checkpoint(1, step=100), [attempt(1)], {1: 200}, events, margin=10)
-    assert found == (180, 210)
+    assert found == (170, 210)
 
 
 def test_the_range_never_begins_at_or_before_the_checkpoint() -> None:
     events = [event(95, "warning"), event(103, "warning"), event(110)]
     chosen = checkpoint(1, step=100)
-    assert steps_to_skip(chosen, [attempt(1)], {1: 110}, events) == (103, 120)
+    assert steps_to_skip(chosen, [attempt(1)], {1: 110}, events) == (101, 120)
 
 
 @pytest.mark.parametrize(
@@ -217,7 +217,7 @@ def test_several_failed_attempts_are_covered_by_one_range() -> None:
     found = steps_to_skip(
         checkpoint(1, step=100), [attempt(1), attempt(2)], {1: 200, 2: 300}, events, margin=5
     )
-    assert found == (200, 305)
+    assert found == (195, 305)
 
 
 # ---------------------------------------------------------------- from folders alone
