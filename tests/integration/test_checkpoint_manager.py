@@ -374,7 +374,7 @@ def test_what_an_event_condemns_is_passed_over_and_its_steps_are_named(
     assert "critical event loss at step 280" in reasons[260]
     assert "emergency checkpoint" in reasons[281]
     text = explain(decision)
-    assert "leave out steps 275 to 290" in text
+    assert "leave out steps 265 to 290" in text
     assert "newest, highest Φ, but an emergency checkpoint" in text
 
 
