@@ -279,6 +279,8 @@ def test_candidates_agree_with_a_model_on_random_histories(
             )
             for _ in range(rng.randrange(30))
         ]
+        # One that measured Φ, so that missing Φ counts against the others.
+        checkpoints.append(made(session_id, 299, 0.05))
         alarms = [rng.randrange(300) for _ in range(rng.randrange(6))]
         keep(store, *checkpoints)
         for step in alarms:

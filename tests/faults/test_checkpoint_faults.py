@@ -160,10 +160,12 @@ os.chdir("/")
 
 
 def child(root: Path, *, before: tuple[str, ...] = ()) -> int:
+    # No byte code: the first process to write it would make calls that the next ones do not.
+    same = {"PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(REPOSITORY)}
     done = subprocess.run(
         [*before, sys.executable, "-c", SAVE, str(root)],
         cwd=REPOSITORY,
-        env=os.environ | {"PYTHONHASHSEED": "0", "PYTHONPATH": str(REPOSITORY)},
+        env=os.environ | same,
         capture_output=True,
         check=False,
         timeout=120,
