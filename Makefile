@@ -21,7 +21,7 @@ help:
 	@echo "make test-containers  the testcontainers path, with an image made on this machine"
 	@echo "make lint             ruff, mypy --strict"
 	@echo "make bench            the benchmarks, each a ratio against a peer in the same run"
-	@echo "make docs             the measured tables in docs/, made anew"
+	@echo "make docs             whether the measured tables in docs/ are what their command prints"
 
 demo: $(DEMO)
 	@$(BIN)/qigstore demo $(ARGS)
@@ -49,7 +49,7 @@ bench: $(BENCH)
 	@$(BIN)/python -m benchmarks.geometry
 
 docs: $(TEST)
-	@$(BIN)/python -m benchmarks.geometry --table docs/geometric-validity.md
+	@$(BIN)/python -m benchmarks.kernels_validity --check
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
