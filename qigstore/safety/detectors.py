@@ -8,6 +8,7 @@ that. Nothing here allocates, locks or calls out while the metric is quiet.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -21,6 +22,7 @@ __all__ = [
     "Detector",
     "EwmaDetector",
     "FiniteDetector",
+    "Observer",
     "PageHinkleyDetector",
     "ThresholdDetector",
 ]
@@ -53,10 +55,6 @@ class Detector:
 
     def __init__(self, name: str, severity: Severity, action: Action, metric: str) -> None:
         self.name, self.severity, self.action, self.metric = name, severity, action, metric
-
-    def observe(self, step: int, value: float) -> Alarm | None:
-        """Take one finite value; the alarm that it raises, if any."""
-        raise NotImplementedError
 
     def state(self) -> dict[str, float | int | bool]:
         """The numbers that have to survive, ready for JSON."""
@@ -117,7 +115,17 @@ class FiniteDetector(Detector):
         return True
 
 
-class ThresholdDetector(Detector):
+class Observer(Detector, ABC):
+    """A detector that judges one finite value after the other."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def observe(self, step: int, value: float) -> Alarm | None:
+        """Take one finite value; the alarm that it raises, if any."""
+
+
+class ThresholdDetector(Observer):
     """value > `on` for `for_steps` values in a row, until value ≤ `off`; both times `sign`."""
 
     __slots__ = ("armed", "for_steps", "healthy", "limit", "off", "on", "open", "over", "sign")
@@ -164,7 +172,7 @@ class ThresholdDetector(Detector):
         return f"{self.metric} = {value:.6g} is {side} {self.limit:.6g}{held}"
 
 
-class _Numbered(Detector):
+class _Numbered(Observer):
     """A detector whose limits come from its rule by name, and stay."""
 
     __slots__ = ()

@@ -27,6 +27,7 @@ from qigstore.safety.detectors import (
     Detector,
     EwmaDetector,
     FiniteDetector,
+    Observer,
     PageHinkleyDetector,
     ThresholdDetector,
 )
@@ -311,7 +312,7 @@ class RuleSet:
     def bind(self, names: tuple[str, ...]) -> Check:
         """Compile the rules for rows whose values come in this order."""
         finite: list[tuple[Finite, list[tuple[int, FiniteDetector]]]] = []
-        watchers: list[tuple[int, Detector]] = []
+        watchers: list[tuple[int, Observer]] = []
         for rule in self.rules:
             places = [(i, name) for i, name in enumerate(names) if _matches(rule.metric, name)]
             found = [(i, self._detector(rule, name)) for i, name in places]
@@ -319,14 +320,14 @@ class RuleSet:
                 kept = [(i, d) for i, d in found if isinstance(d, FiniteDetector)]
                 finite.append((rule, kept))
             else:
-                watchers += found
+                watchers += [(i, d) for i, d in found if isinstance(d, Observer)]
         return self._compile(names, finite, watchers)
 
     def _compile(
         self,
         names: tuple[str, ...],
         finite: list[tuple[Finite, list[tuple[int, FiniteDetector]]]],
-        watchers: list[tuple[int, Detector]],
+        watchers: list[tuple[int, Observer]],
     ) -> Check:
         quiet: tuple[Alarm, ...] = ()
         observers = tuple((i, detector.observe) for i, detector in watchers)
