@@ -14,7 +14,8 @@ as attributes, so a caller never parses a message.
     │   ├── StoreUnavailable        no database answers
     │   │   └── EmbeddedServerError the local server cannot be started
     │   ├── SchemaOutdated          the database's schema is not the one this version speaks
-    │   └── StaleWriter             a later process took this writer's place
+    │   ├── StaleWriter             a later process took this writer's place, or rows are missing
+    │   └── SqlError                the server refused a statement that a person typed
     ├── SpoolError
     │   ├── SpoolFull               the disk or the spool's own limit is used up
     │   └── SpoolBusy               a living process owns this spool
@@ -51,6 +52,7 @@ __all__ = [
     "SpoolBusy",
     "SpoolError",
     "SpoolFull",
+    "SqlError",
     "StaleWriter",
     "StoreError",
     "StoreUnavailable",
@@ -150,14 +152,38 @@ class SchemaOutdated(StoreError):
 
 
 class StaleWriter(StoreError):
-    """A later process took this writer's place; what this one sends is refused."""
+    """The fence refused a batch: it is not this writer's turn, or not this batch's.
 
-    def __init__(self, writer: object, epoch: int, current: int | None) -> None:
+    Attributes:
+        epoch, current: the epoch it came with, and the database's.
+    """
+
+    def __init__(
+        self, writer: object, epoch: int, current: int | None, *, gap: str | None = None
+    ) -> None:
         self.writer, self.epoch, self.current = writer, epoch, current
+        if gap is not None and current == epoch:
+            super().__init__(f"writer {writer}: {gap}; ask for its state before sending again")
+            return
         super().__init__(
             f"writer {writer} holds epoch {epoch}, the database is at {current}: "
             "a later process took over. This process must stop recording."
         )
+
+
+class SqlError(StoreError):
+    """The server refused a statement that a person typed; nothing of its transaction was kept.
+
+    Attributes:
+        sqlstate: the server's code, such as "42P01" (undefined table).
+    """
+
+    def __init__(self, words: str, sqlstate: str | None) -> None:
+        self.sqlstate = sqlstate
+        hint = ""
+        if sqlstate == "25006":
+            hint = ". Pass --write to allow statements that change something"
+        super().__init__(f"{words}{hint}")
 
 
 class SpoolError(QigstoreError):

@@ -142,7 +142,7 @@ def _open_psql(psql: Path, database: Database, settings: Settings, *, write: boo
 
 def _prompt(database: Database, *, write: bool) -> None:
     from qigstore.errors import StoreError
-    from qigstore.repository.console import SqlError, run_sql
+    from qigstore.repository.console import run_sql
 
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401 - importing it gives input() editing and history
@@ -169,5 +169,5 @@ def _prompt(database: Database, *, write: bool) -> None:
         try:
             for result in run_sql(database, _TABLES if text == "\\d" else text, write=write):
                 _show(result)
-        except (SqlError, StoreError) as error:
+        except StoreError as error:
             sys.stderr.write(f"{error}\n")

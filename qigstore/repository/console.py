@@ -8,27 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 
-from qigstore.errors import StoreError
+from qigstore.errors import SqlError
 
 if TYPE_CHECKING:
     from qigstore.database.engine import Database
 
-__all__ = ["ResultSet", "SqlError", "run_sql"]
-
-
-class SqlError(StoreError):
-    """The server refused a statement; nothing of its transaction was kept.
-
-    Attributes:
-        sqlstate: the server's code, such as "42P01" (undefined table).
-    """
-
-    def __init__(self, words: str, sqlstate: str | None) -> None:
-        self.sqlstate = sqlstate
-        hint = ""
-        if sqlstate == "25006":
-            hint = ". Pass --write to allow statements that change something"
-        super().__init__(f"{words}{hint}")
+__all__ = ["ResultSet", "run_sql"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -239,12 +239,11 @@ def _fence(cursor: Cursor, batch: TelemetryBatch) -> _Fence | None:
     if epoch == batch.epoch and acked >= batch.last_seq:
         return None
     if epoch != batch.epoch or acked != batch.first_seq - 1:
-        error = StaleWriter(batch.writer, batch.epoch, epoch)
-        error.add_note(
-            f"the batch holds records {batch.first_seq} to {batch.last_seq}; settled are those up "
+        gap = (
+            f"the batch holds records {batch.first_seq} to {batch.last_seq}, settled are those up "
             f"to {acked}"
         )
-        raise error
+        raise StaleWriter(batch.writer, batch.epoch, epoch, gap=gap)
     return _Fence(max_step)
 
 
