@@ -243,7 +243,8 @@ def _read_array(
     except ValueError as error:
         what = f"shape of array {slot.name!r:.60}"
         raise CheckpointCorrupt(path, what, expected="a shape", found=error) from None
-    view = memoryview(array.reshape(-1).view(np.uint8))  # type: ignore[arg-type]
+    octets: Any = array.reshape(-1).view(np.uint8)  # some NumPy's stubs know of no buffer
+    view = memoryview(octets)
     for start in range(0, len(view), _CHUNK):
         chunk = view[start : start + _CHUNK]
         _fill(reader, chunk, path)
