@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import re
 import shutil
@@ -10,7 +11,6 @@ import signal
 import subprocess
 import sys
 import threading
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -132,11 +132,8 @@ def test_short_writes_are_carried_on(tmp_path: Path, take: int) -> None:
 
 
 def killed_at(root: Path, n: int) -> int:
-    """The exit status of a child that dies at its n-th call of a save."""
-    with warnings.catch_warnings():
-        # No thread of this process holds a lock that the child needs.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        pid = os.fork()
+    """The exit status of a fork that dies at its n-th call of a save."""
+    pid = os.fork()
     if pid == 0:
         try:
             disk = Watched(n, lambda: os._exit(KILLED))
@@ -144,6 +141,40 @@ def killed_at(root: Path, n: int) -> int:
         finally:
             os._exit(0)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+# In an interpreter of its own, which has one thread: a fork of this one would have copied locks and
+# pools of threads that it does not have.
+DEATHS = """
+import json, sys
+sys.path.insert(0, "tests/faults")
+from pathlib import Path
+from test_checkpoint_faults import CheckpointStore, info, killed_at, state
+folder, total, earlier = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "True"
+found = []
+for n in range(1, total + 1):
+    root = folder / str(n)
+    if earlier:
+        CheckpointStore(root).save(state(0), info=info(0))
+    found.append(killed_at(root, n))
+print(json.dumps(found))
+"""
+
+
+def deaths(folder: Path, total: int, *, earlier: bool) -> list[int]:
+    """Exit statuses of saves that die at their first, second, ... call; each in its own root."""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", DEATHS, str(folder), str(total), str(earlier)],
+        cwd=REPOSITORY,
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr
+    found: list[int] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
 SAVE = """
@@ -177,14 +208,10 @@ def child(root: Path, *, before: tuple[str, ...] = ()) -> int:
 @pytest.mark.parametrize("earlier", [False, True], ids=["first save", "later save"])
 def test_death_at_every_call_leaves_it_complete_or_absent(tmp_path: Path, earlier: bool) -> None:
     total = calls_of_a_save(tmp_path / "count", earlier=earlier)
+    assert deaths(tmp_path, total, earlier=earlier) == [KILLED] * total
     seen = set()
     for n in range(1, total + 1):
-        root = tmp_path / str(n)
-        if earlier:
-            CheckpointStore(root).save(state(0), info=info(0))
-        assert killed_at(root, n) == KILLED
-        seen |= check(root, earlier=earlier)
-        shutil.rmtree(root)
+        seen |= check(tmp_path / str(n), earlier=earlier)
     # Absent before the rename, complete after it.
     assert seen == ({0, 1} if earlier else {1})
 
