@@ -112,7 +112,8 @@ def _settle_rivals(
 ) -> None:
     """Close older running attempts whose process is dead; refuse or shut out a living one."""
     busy = {report.attempt_id for report in leftovers if report.busy}
-    for rival in store.sessions.attempts(session.id):
+    limit_s = settings.heartbeat_limit_s
+    for rival in store.sessions.attempts(session.id, heartbeat_limit_s=limit_s):
         if rival.number >= mine.number or rival.ended_at is not None:
             continue
         held = rival.id in busy

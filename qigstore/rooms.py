@@ -27,7 +27,7 @@ from qigstore.errors import (
 )
 from qigstore.recording import EventLog, Recorder, Writer
 from qigstore.records import AttemptStatus, CheckpointKind, Decision, Event
-from qigstore.recovery import Policy, explain, recover
+from qigstore.recovery import Policy, recover
 from qigstore.repository import Store
 from qigstore.safety.detectors import Alarm
 from qigstore.safety.emergency import Emergency, LeaveStep, Origin, Outcome, leave
@@ -87,10 +87,6 @@ class Rooms:
         if decision.chosen is not None:
             self._remember(decision.chosen.metadata)
         return state, decision
-
-    def explain(self, decision: Decision) -> str:
-        """The decision in words."""
-        return explain(decision)
 
     def _remember(self, metadata: Mapping[str, Any]) -> None:
         try:

@@ -187,7 +187,9 @@ class Run:
             policy=self._policy, has_default=default is not None
         )
         if not self._quiet:
-            sys.stderr.write(self._rooms.explain(self.decision))
+            from qigstore.recovery import explain
+
+            sys.stderr.write(explain(self.decision))
         if self.decision.chosen is not None:
             self._saved_step = self.decision.chosen.step
             return state

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from qigstore.cli.output import Json, print_json
 from qigstore.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -19,12 +19,14 @@ __all__ = ["app"]
 
 app = typer.Typer(no_args_is_help=True, help="The database: its schema, and the local server.")
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of words.")]
 Dsn = Annotated[str | None, typer.Option("--dsn", help="Another database than QIGSTORE_DSN's.")]
 
 
 def _say(as_json: bool, data: dict[str, Any], words: str) -> None:
-    typer.echo(json.dumps(data, default=str) if as_json else words)
+    if as_json:
+        print_json(data)
+    else:
+        typer.echo(words)
 
 
 def _embedded_settings() -> Settings:
