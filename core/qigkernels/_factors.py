@@ -16,13 +16,23 @@ from qigkernels._arrays import epsilon, is_numpy, rank_floor, to_numpy
 from qigkernels._density import check_spectrum
 from qigkernels._extended import residual_product
 
-__all__ = ["Side", "adjoint", "factor", "put", "real_diagonal", "take"]
+__all__ = [
+    "Side",
+    "adjoint",
+    "cholesky",
+    "factor",
+    "frobenius",
+    "pivot_floor",
+    "put",
+    "real_diagonal",
+    "smallest_pivots",
+    "take",
+    "traces",
+]
 
-_WELL = 1e-2
-"""Smallest pivot·n from which a plain Cholesky factor is exact enough for √F, up to n = 4; it
-falls as 1/n², a single direction weighing ever less in √F."""
 _POLISHED = 0.05
-"""The same for the Procrustes form, where its error is the error of the angle."""
+"""Smallest pivot·n from which a plain Cholesky factor serves the Procrustes form, where its error
+is the error of the angle."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +40,8 @@ class Side:
     """One side of a flat batch of pairs.
 
     state, root: `(b, n, n)`, state = root·root†. The rest are NumPy arrays `(b,)`: full: of full
-    rank, root is a Cholesky factor; well: and well-conditioned; pivot: its smallest pivot·n.
+    rank, root is a Cholesky factor; well: and well-conditioned; pivot: its smallest pivot; rank:
+    how many of the last columns of its root are not zero.
     """
 
     state: Any
@@ -38,6 +49,7 @@ class Side:
     full: Any
     well: Any
     pivot: Any
+    rank: Any
 
     def rows(self, xp: Any, index: Any) -> Side:
         """The members that `index` names, repeats allowed."""
@@ -47,11 +59,12 @@ class Side:
             self.full[index],
             self.well[index],
             self.pivot[index],
+            self.rank[index],
         )
 
     def polished(self, xp: Any) -> Any:
         """The factors with those refined that `factor` left as Cholesky gave them."""
-        rough = np.flatnonzero(self.well & (self.pivot < _POLISHED))
+        rough = np.flatnonzero(self.well & (self.pivot * self.state.shape[-1] < _POLISHED))
         if not rough.size or epsilon(self.state) > 1e-10:
             return self.root
         better = _refined(xp, take(xp, self.state, rough), take(xp, self.root, rough))
@@ -87,50 +100,70 @@ def take(xp: Any, source: Any, index: Any) -> Any:
     return xp.take(source, xp.asarray(index, device=source.device), axis=0)
 
 
-def factor(xp: Any, name: str, rho: Any) -> Side:
-    """Factors of a batch `(..., n, n)` of Hermitian matrices of trace 1, flattened to `(b, n, n)`.
+def factor(xp: Any, name: str, rho: Any, members: Any, shape: tuple[int, ...]) -> Side:
+    """Factors of `(b, n, n)` Hermitian matrices of trace 1.
+
+    They are the `members` (flat indices, a NumPy array) of a batch of that shape, for the message.
 
     Raises:
         ValidationError: one is not positive semidefinite.
     """
     n = rho.shape[-1]
-    shape = tuple(rho.shape[:-2])
-    rho = xp.reshape(rho, (-1, n, n))
     eps = epsilon(rho)
     count = rho.shape[0]
-    root = _cholesky(xp, rho)
+    root = cholesky(xp, rho)
     full, well = np.ones(count, dtype=bool), np.zeros(count, dtype=bool)
+    rank = np.full(count, n)
     if root is None:
         # One without a factor takes the batch with it.
         root = xp.full_like(rho, float("nan"))
     else:
         # NaN (no factor) is not well either. A pivot is no eigenvalue: several small ones in a
         # row hide a far smaller eigenvalue, so all that are not well are looked at in full.
-        well = _smallest_pivots(xp, root) * n > _WELL * min(1.0, 16.0 / n**2)
+        well = smallest_pivots(xp, root) > pivot_floor(n)
     index = np.flatnonzero(~well)
     if index.size:
         part = take(xp, rho, index)
         values, vectors = xp.linalg.eigh(part)
-        check_spectrum(name, rho, values, rows=index, shape=shape)
+        check_spectrum(name, rho, values, rows=members[index], shape=shape)
         root = _retried(xp, rho, root, index, values)
-        root, kept = _by_eigenvectors(xp, root, index, values, vectors)
+        root, kept, ranks = _by_eigenvectors(xp, root, index, values, vectors)
         full[index[~kept]] = False
-    pivot = _smallest_pivots(xp, root) * n
-    well = full & (pivot > _WELL * min(1.0, 16.0 / n**2))
+        rank[index] = np.where(kept, n, ranks)
+    pivot = smallest_pivots(xp, root)
+    well = full & (pivot > pivot_floor(n))
     weak = np.flatnonzero(full & ~well)
     if weak.size and eps < 1e-10:
         better = _refined(xp, take(xp, rho, weak), take(xp, root, weak))
         root = put(xp, root, weak, better)
-    return Side(rho, root, full, well, pivot)
+    return Side(rho, root, full, well, pivot, rank)
 
 
-def _smallest_pivots(xp: Any, root: Any) -> Any:
-    """Smallest squared pivot of Cholesky factors."""
+def smallest_pivots(xp: Any, root: Any) -> Any:
+    """Smallest pivot (a squared diagonal entry) of Cholesky factors, a NumPy array."""
     pivots = to_numpy(real_diagonal(xp, root)).astype(np.float64) ** 2
     return pivots.min(axis=-1)
 
 
-def _cholesky(xp: Any, rho: Any) -> Any:
+def pivot_floor(n: int) -> float:
+    """Smallest pivot from which a plain Cholesky factor is exact enough for √F.
+
+    1e-2/n up to n = 4, then falling as 1/n³: a single direction weighs ever less in √F.
+    """
+    return 1e-2 / n * min(1.0, 16.0 / n**2)
+
+
+def frobenius(xp: Any, matrices: Any) -> Any:
+    """Frobenius norm of the last two axes."""
+    return xp.sqrt(xp.sum(xp.abs(matrices) ** 2, axis=(-1, -2)))
+
+
+def traces(xp: Any, matrices: Any) -> Any:
+    """Traces of Hermitian matrices."""
+    return xp.sum(real_diagonal(xp, matrices), axis=-1)
+
+
+def cholesky(xp: Any, rho: Any) -> Any:
     """Cholesky factors, a fresh array; None where the library refuses the batch."""
     try:
         return xp.linalg.cholesky(rho)
@@ -144,12 +177,14 @@ def _retried(xp: Any, rho: Any, root: Any, index: Any, values: Any) -> Any:
     levels = to_numpy(values)
     lacking = ~np.isfinite(to_numpy(real_diagonal(xp, take(xp, root, index)))).all(axis=-1)
     sure = index[lacking & (levels[:, 0] > 8.0 * levels.shape[1] * epsilon(values) * levels[:, -1])]
-    found = _cholesky(xp, take(xp, rho, sure)) if sure.size else None
+    found = cholesky(xp, take(xp, rho, sure)) if sure.size else None
     return root if found is None else put(xp, root, sure, found)
 
 
-def _by_eigenvectors(xp: Any, root: Any, index: Any, values: Any, vectors: Any) -> tuple[Any, Any]:
-    """The roots with those of `index` redone; and which of them keep their Cholesky factor."""
+def _by_eigenvectors(
+    xp: Any, root: Any, index: Any, values: Any, vectors: Any
+) -> tuple[Any, Any, Any]:
+    """The roots with those of `index` redone; which of them keep their Cholesky factor; ranks."""
     floor = rank_floor(values) * xp.max(values, axis=-1, keepdims=True)
     kept_values = xp.where(values > floor, values, xp.zeros_like(values))
     by_vectors = vectors * xp.astype(xp.sqrt(kept_values), vectors.dtype)[..., None, :]
@@ -159,7 +194,7 @@ def _by_eigenvectors(xp: Any, root: Any, index: Any, values: Any, vectors: Any) 
     lost = ~kept
     if lost.any():
         root = put(xp, root, index[lost], take(xp, by_vectors, np.flatnonzero(lost)))
-    return root, kept
+    return root, kept, to_numpy(xp.sum(values > floor, axis=-1))
 
 
 def _refined(xp: Any, rho: Any, root: Any) -> Any:
