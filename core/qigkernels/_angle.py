@@ -11,14 +11,19 @@ from typing import Any
 
 import numpy as np
 
-from qigkernels._arrays import to_numpy
+from qigkernels._arrays import is_numpy, take_rows, to_numpy
 from qigkernels._bloch import bloch_angle
-from qigkernels._factors import Side, factor, put, take
+from qigkernels._factors import Side, factor, put
 from qigkernels._overlap import NEAR, angle_from_factors
 from qigkernels._spectral import spectral_overlap
-from qigkernels._symmetric import CHUNK_PAIRS, symmetric_overlap
+from qigkernels._symmetric import symmetric_overlap
 
 __all__ = ["pair_angle"]
+
+_CHUNK_BYTES = 2**18, 2**20
+"""Bytes of states done at once on NumPy, up to four levels and above: what is made of them then
+stays in the cache, and memory is bounded."""
+_CHUNK_BYTES_OTHER = 2**28
 
 
 def pair_angle(xp: Any, rho: Any, sigma: Any, *, check: bool) -> Any:
@@ -47,18 +52,20 @@ def pair_angle(xp: Any, rho: Any, sigma: Any, *, check: bool) -> Any:
 def _quick(xp: Any, rho: Any, sigma: Any, shape: tuple[int, ...]) -> tuple[Any, Any] | None:
     """√F of the flat batch and a NumPy array of where it is exact; None: of no pair."""
     one, two = _flat(xp, rho, shape), _flat(xp, sigma, shape)
-    if rho.shape[-1] > 4:
-        return spectral_overlap(xp, one, two)
-    count = max(one.shape[0], two.shape[0])
+    few = rho.shape[-1] <= 4
+    quick = symmetric_overlap if few else spectral_overlap
+    bytes_max = _CHUNK_BYTES[0 if few else 1] if is_numpy(rho) else _CHUNK_BYTES_OTHER
+    rows = max(1, bytes_max // (16 * rho.shape[-1] ** 2))
     parts = []
-    for start in range(0, count, CHUNK_PAIRS):
-        rows = slice(start, start + CHUNK_PAIRS)
-        sides = (side if side.shape[0] == 1 else side[rows] for side in (one, two))
-        parts.append(symmetric_overlap(xp, *sides))
+    for start in range(0, max(one.shape[0], two.shape[0]), rows):
+        sides = (s if s.shape[0] == 1 else s[start : start + rows] for s in (one, two))
+        part = quick(xp, *sides)
+        if part is None:
+            return None
+        parts.append(part)
     if len(parts) == 1:
         return parts[0][0], to_numpy(parts[0][1])
-    overlap, sure = (xp.concat(column) for column in zip(*parts, strict=True))
-    return overlap, to_numpy(sure)
+    return xp.concat([part[0] for part in parts]), np.concatenate([to_numpy(p[1]) for p in parts])
 
 
 def _flat(xp: Any, rho: Any, shape: tuple[int, ...]) -> Any:
@@ -84,6 +91,6 @@ def _side(xp: Any, name: str, rho: Any, shape: tuple[int, ...], rest: Any) -> Si
     members = np.broadcast_to(np.arange(len(flat)).reshape(own), shape).ravel()[rest]
     chosen, back = np.unique(members, return_inverse=True)
     if chosen.size < len(flat):
-        flat = take(xp, flat, chosen)
+        flat = take_rows(xp, flat, chosen)
     side = factor(xp, name, flat, chosen, own)
     return side if np.array_equal(chosen, members) else side.rows(xp, back)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from qigkernels._arrays import epsilon, is_numpy, rank_floor, to_numpy
+from qigkernels._arrays import epsilon, is_numpy, rank_floor, take_rows, to_numpy
 from qigkernels._density import check_spectrum
 from qigkernels._extended import residual_product
 
@@ -26,13 +26,15 @@ __all__ = [
     "put",
     "real_diagonal",
     "smallest_pivots",
-    "take",
     "traces",
 ]
 
 _POLISHED = 0.05
 """Smallest pivot·n from which a plain Cholesky factor serves the Procrustes form, where its error
 is the error of the angle."""
+
+_SMALL = 1e-9
+"""Relative correction of a factor whose square is below its rounding."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +56,8 @@ class Side:
     def rows(self, xp: Any, index: Any) -> Side:
         """The members that `index` names, repeats allowed."""
         return Side(
-            take(xp, self.state, index),
-            take(xp, self.root, index),
+            take_rows(xp, self.state, index),
+            take_rows(xp, self.root, index),
             self.full[index],
             self.well[index],
             self.pivot[index],
@@ -67,7 +69,7 @@ class Side:
         rough = np.flatnonzero(self.well & (self.pivot * self.state.shape[-1] < _POLISHED))
         if not rough.size or epsilon(self.state) > 1e-10:
             return self.root
-        better = _refined(xp, take(xp, self.state, rough), take(xp, self.root, rough))
+        better = _refined(xp, take_rows(xp, self.state, rough), take_rows(xp, self.root, rough))
         return put(xp, xp.asarray(self.root, copy=True), rough, better)
 
 
@@ -93,13 +95,6 @@ def put(xp: Any, target: Any, index: Any, values: Any) -> Any:
     return target
 
 
-def take(xp: Any, source: Any, index: Any) -> Any:
-    """The rows of `source` that `index` (NumPy integers) names."""
-    if is_numpy(source):
-        return source[index]
-    return xp.take(source, xp.asarray(index, device=source.device), axis=0)
-
-
 def factor(xp: Any, name: str, rho: Any, members: Any, shape: tuple[int, ...]) -> Side:
     """Factors of `(b, n, n)` Hermitian matrices of trace 1.
 
@@ -123,7 +118,7 @@ def factor(xp: Any, name: str, rho: Any, members: Any, shape: tuple[int, ...]) -
         well = smallest_pivots(xp, root) > pivot_floor(n)
     index = np.flatnonzero(~well)
     if index.size:
-        part = take(xp, rho, index)
+        part = take_rows(xp, rho, index)
         values, vectors = xp.linalg.eigh(part)
         check_spectrum(name, rho, values, rows=members[index], shape=shape)
         root = _retried(xp, rho, root, index, values)
@@ -134,7 +129,7 @@ def factor(xp: Any, name: str, rho: Any, members: Any, shape: tuple[int, ...]) -
     well = full & (pivot > pivot_floor(n))
     weak = np.flatnonzero(full & ~well)
     if weak.size and eps < 1e-10:
-        better = _refined(xp, take(xp, rho, weak), take(xp, root, weak))
+        better = _refined(xp, take_rows(xp, rho, weak), take_rows(xp, root, weak))
         root = put(xp, root, weak, better)
     return Side(rho, root, full, well, pivot, rank)
 
@@ -175,9 +170,9 @@ def cholesky(xp: Any, rho: Any) -> Any:
 def _retried(xp: Any, rho: Any, root: Any, index: Any, values: Any) -> Any:
     """Cholesky factors of those that lack one and are far enough from singular to have one."""
     levels = to_numpy(values)
-    lacking = ~np.isfinite(to_numpy(real_diagonal(xp, take(xp, root, index)))).all(axis=-1)
+    lacking = ~np.isfinite(to_numpy(real_diagonal(xp, take_rows(xp, root, index)))).all(axis=-1)
     sure = index[lacking & (levels[:, 0] > 8.0 * levels.shape[1] * epsilon(values) * levels[:, -1])]
-    found = cholesky(xp, take(xp, rho, sure)) if sure.size else None
+    found = cholesky(xp, take_rows(xp, rho, sure)) if sure.size else None
     return root if found is None else put(xp, root, sure, found)
 
 
@@ -189,16 +184,16 @@ def _by_eigenvectors(
     kept_values = xp.where(values > floor, values, xp.zeros_like(values))
     by_vectors = vectors * xp.astype(xp.sqrt(kept_values), vectors.dtype)[..., None, :]
     whole = to_numpy(xp.all(values > floor, axis=-1))
-    exists = np.isfinite(to_numpy(real_diagonal(xp, take(xp, root, index)))).all(axis=-1)
+    exists = np.isfinite(to_numpy(real_diagonal(xp, take_rows(xp, root, index)))).all(axis=-1)
     kept = whole & exists
     lost = ~kept
     if lost.any():
-        root = put(xp, root, index[lost], take(xp, by_vectors, np.flatnonzero(lost)))
+        root = put(xp, root, index[lost], take_rows(xp, by_vectors, np.flatnonzero(lost)))
     return root, kept, to_numpy(xp.sum(values > floor, axis=-1))
 
 
 def _refined(xp: Any, rho: Any, root: Any) -> Any:
-    """Cholesky factors after two corrections by the residual ρ − LL† in extended precision.
+    """Cholesky factors after one or two corrections by the residual ρ − LL† in extended precision.
 
     With Y = L⁻¹(ρ − LL†)L⁻†, (L + L·Φ(Y))(…)† = ρ up to Y², Φ the lower half of a matrix.
     """
@@ -211,4 +206,6 @@ def _refined(xp: Any, rho: Any, root: Any) -> Any:
         inner = adjoint(xp, xp.linalg.solve(root, gap))
         inner = xp.linalg.solve(root, inner)
         root = root + root @ (inner * half)
+        if float(xp.max(xp.abs(inner))) < _SMALL:
+            break
     return root

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from qigkernels._arrays import epsilon, is_numpy, to_numpy
-from qigkernels._factors import Side, adjoint, frobenius, put, take, traces
+from qigkernels._arrays import epsilon, is_numpy, take_rows, to_numpy
+from qigkernels._factors import Side, adjoint, frobenius, put, traces
 
 __all__ = ["NEAR", "angle_from_factors", "drift"]
 
@@ -58,8 +58,8 @@ def _narrowed(A: Any, B: Any, rank_one: int, rank_two: int) -> tuple[Any, Any]:
 
 def _drift_angle(xp: Any, angle: Any, one: Side, two: Side, index: Any) -> tuple[Any, Any]:
     """`angle` with the drifts of `index` put in, and which of them hold."""
-    values, vectors = xp.linalg.eigh(take(xp, one.state, index))
-    gap = take(xp, two.state, index) - take(xp, one.state, index)
+    values, vectors = xp.linalg.eigh(take_rows(xp, one.state, index))
+    gap = take_rows(xp, two.state, index) - take_rows(xp, one.state, index)
     chord, small = drift(xp, values, vectors, gap)
     # The smallest eigenvalue λ is off by ε, and the chord by the share ε/λ of itself.
     exact = to_numpy(chord < 0.25 * values[..., 0]) | one.well[index]

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from qigkernels._arrays import epsilon, to_numpy
+from qigkernels._arrays import epsilon, take_rows, to_numpy
 from qigkernels._factors import (
     adjoint,
     cholesky,
@@ -21,7 +21,6 @@ from qigkernels._factors import (
     put,
     real_diagonal,
     smallest_pivots,
-    take,
     traces,
 )
 
@@ -46,60 +45,73 @@ def spectral_overlap(xp: Any, rho: Any, sigma: Any) -> tuple[Any, Any] | None:
     root = cholesky(xp, rho)
     if root is None:
         return None
-    n = rho.shape[-1]
     pivot = smallest_pivots(xp, root)
-    gap = to_numpy(frobenius(xp, sigma - rho))
-    open_ = (pivot > pivot_floor(n)) & ~(gap < _DRIFT * pivot)
-    index = np.flatnonzero(open_)
-    overlap = xp.zeros_like(real_diagonal(xp, sigma - rho)[..., 0])
-    if not index.size:
-        return overlap, open_
-    part = _taken(xp, root, index, len(open_)), _taken(xp, sigma, index, len(open_))
+    # A gap far below every eigenvalue is a small drift for certain.
+    open_ = (pivot > pivot_floor(rho.shape[-1])) & ~_drifts(xp, rho, sigma, _DRIFT * pivot)
+    index = _worth(open_)
+    part = _taken(xp, root, index), _taken(xp, sigma, index)
     values = xp.linalg.eigvalsh(adjoint(xp, part[0]) @ part[1] @ part[0])
     found, sure = _summed(xp, part, values)
-    found = found / xp.sqrt(traces(xp, _taken(xp, rho, index, len(open_))) * traces(xp, part[1]))
-    if index.size == len(open_):
-        return found, sure
+    found = found / xp.sqrt(traces(xp, _taken(xp, rho, index)) * traces(xp, part[1]))
+    if index is None:
+        return found, sure & open_
+    overlap = xp.zeros(len(open_), dtype=found.dtype)
     open_[index] = sure
     return put(xp, overlap, index, found), open_
 
 
-def _taken(xp: Any, matrices: Any, index: Any, count: int) -> Any:
-    if index.size == count or matrices.shape[0] == 1:
+def _drifts(xp: Any, rho: Any, sigma: Any, bound: Any) -> Any:
+    """Where ‖σ − ρ‖ is below the bound, a NumPy array."""
+    # One row tells most pairs that are further apart.
+    small = to_numpy(frobenius(xp, sigma[..., :1, :] - rho[..., :1, :])) < bound
+    if small.any():
+        small &= to_numpy(frobenius(xp, sigma - rho)) < bound
+    return small
+
+
+def _worth(wanted: Any) -> Any:
+    """The indices of those wanted; None where all are worth doing, most of them being wanted."""
+    index = np.flatnonzero(wanted)
+    return None if 2 * index.size > len(wanted) else index
+
+
+def _taken(xp: Any, matrices: Any, index: Any) -> Any:
+    if index is None or matrices.shape[0] == 1:
         return matrices
-    return take(xp, matrices, index)
+    return take_rows(xp, matrices, index)
 
 
 def _summed(xp: Any, part: tuple[Any, Any], values: Any) -> tuple[Any, Any]:
-    """Σ√λ, the smallest λ by the determinant where that is needed; and whether it is exact."""
+    """Σ√λ, and where it is exact; small λ by the determinant or by singular values."""
     n, eps = values.shape[-1], epsilon(values)
     # Eigenvalues at or below rounding level are not used; whoever has them is not sure.
     floor = eps * eps * values[..., -1:]
     roots = xp.sqrt(xp.where(values > floor, values, floor + 0.0 * values))
     overlap = xp.sum(roots, axis=-1)
-    inverse = values[..., -1] / (4.0 * roots**2).T
-    worth = to_numpy(xp.sqrt(xp.sum(inverse, axis=0) * values[..., -1]))
-    sure = worth <= 0.25 * n
-    rest = np.flatnonzero(~sure)
-    if rest.size:
-        worth = to_numpy(xp.sqrt(xp.sum(inverse[1:], axis=0) * values[..., -1]))
-        hopeful = rest[worth[rest] <= 0.5 * n]
-        overlap, sure[hopeful] = _by_determinant(xp, part, roots, overlap, hopeful)
-    return overlap, sure
-
-
-def _by_determinant(
-    xp: Any, part: tuple[Any, Any], roots: Any, overlap: Any, index: Any
-) -> tuple[Any, Any]:
-    """`overlap` with the smallest root of those of `index` from det ρ·det σ."""
-    n = roots.shape[-1]
-    count = len(overlap)
-    other = cholesky(xp, _taken(xp, part[1], index, count))
+    # Estimated error in units of ε; eigensolvers do better by about n.
+    shares = values[..., -1:] / (2.0 * roots)
+    sure = to_numpy(_length(xp, shares)) <= 0.25 * n
+    index = _worth(~sure)
+    other = None if sure.all() else cholesky(xp, _taken(xp, part[1], index))
     if other is None:
-        return overlap, np.zeros(index.size, dtype=bool)
-    pivots = real_diagonal(xp, _taken(xp, part[0], index, count)) * real_diagonal(xp, other)
-    chosen = _taken(xp, roots, index, count)[..., 1:]
+        return overlap, sure
+    root, chosen = _taken(xp, part[0], index), _taken(xp, roots, index)[..., 1:]
     # √det over the product of the other roots, one factor at a time: nothing underflows.
+    pivots = real_diagonal(xp, root) * real_diagonal(xp, other)
     least = pivots[..., 0] * xp.prod(pivots[..., 1:] / chosen, axis=-1)
     found = xp.sum(chosen, axis=-1) + least
-    return put(xp, overlap, index, found), smallest_pivots(xp, other) > pivot_floor(n)
+    exact = smallest_pivots(xp, other) > pivot_floor(n)
+    rough = to_numpy(_length(xp, _taken(xp, shares, index)[..., 1:])) > 0.5 * n
+    rest = np.flatnonzero(exact & rough)
+    if rest.size:
+        A, B = _taken(xp, root, rest), take_rows(xp, other, rest)
+        found = put(xp, found, rest, xp.sum(xp.linalg.svdvals(adjoint(xp, A) @ B), axis=-1))
+    if index is None:
+        # Both ways are exact where the first is.
+        return found, exact | sure
+    sure[index] = exact
+    return put(xp, overlap, index, found), sure
+
+
+def _length(xp: Any, x: Any) -> Any:
+    return xp.sqrt(xp.sum(x * x, axis=-1))

@@ -19,66 +19,49 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from qigkernels._arrays import epsilon, is_numpy
-from qigkernels._factors import take
+from qigkernels._arrays import epsilon, is_numpy, take_rows
 
-__all__ = ["CHUNK_PAIRS", "symmetric_overlap"]
-
-CHUNK_PAIRS = 1024
-"""Pairs done at once: their minors, 2 KiB a pair, stay in the cache, and memory is bounded."""
+__all__ = ["symmetric_overlap"]
 
 _STEPS = 10
-_ERROR_MAX = 3.0
+_ERROR_MAX = 4.0
 """Estimated error of √F, in units of ε, up to which it is taken."""
 
 
 class _Minors(NamedTuple):
-    """Where the minors of the upper triangle of ∧ᵏ come from, diagonal ones first.
+    """How the minors of the upper triangle of ∧ᵏ follow from ρ and ∧ᵏ⁻¹, diagonal ones first.
 
-    A minor is Σ ± (entry of the first row) · (minor of the rows below); `below` counts on into the
-    conjugates of the minors, which are those of the lower triangle.
+    A minor is Σ ± (entry of its last row) · (minor of the rows above). Those minors are all of the
+    upper triangle, the subsets being in lexicographic order.
     """
 
     size: int
     """Minors on the diagonal."""
     entry: Any
-    below: Any
+    """`(k, minors)`: flat places in ρ."""
+    above: Any
+    """`(k, minors)`: places in the upper triangle of ∧ᵏ⁻¹."""
 
 
 @cache
 def _minors(n: int, k: int) -> _Minors:
     subsets = list(combinations(range(n), k))
-    lower = list(combinations(range(n), k - 1))
-    place = {pair: at for at, pair in enumerate(_upper(len(lower)))}
-    entry, below = [], []
+    smaller = list(combinations(range(n), k - 1))
+    place = {pair: at for at, pair in enumerate(_upper(len(smaller)))}
+    entry, above = [], []
     for row, column in _upper(len(subsets)):
         rows, columns = subsets[row], subsets[column]
-        rest = lower.index(rows[1:])
-        for j, name in enumerate(columns):
-            # An entry is a minor of one row, so it is found in the same way.
-            entry.append(_at(_places(n), rows[0], name))
-            other = lower.index(columns[:j] + columns[j + 1 :])
-            below.append(_at(place, rest, other))
-    shape = (-1, k)
-    return _Minors(len(subsets), np.array(entry).reshape(shape).T, np.array(below).reshape(shape).T)
-
-
-@cache
-def _places(n: int) -> dict[tuple[int, int], int]:
-    return {pair: at for at, pair in enumerate(_upper(n))}
+        first = smaller.index(rows[:-1])
+        entry.append([rows[-1] * n + name for name in columns])
+        above.append(
+            [place[first, smaller.index(columns[:j] + columns[j + 1 :])] for j in range(k)]
+        )
+    return _Minors(len(subsets), np.array(entry).T, np.array(above).T)
 
 
 def _upper(size: int) -> list[tuple[int, int]]:
     """Places of the upper triangle, the diagonal first."""
-    beside = list(combinations(range(size), 2))
-    return [(i, i) for i in range(size)] + beside
-
-
-def _at(place: dict[tuple[int, int], int], row: int, column: int) -> int:
-    """Index of an entry among those of the upper triangle followed by their conjugates."""
-    if row <= column:
-        return place[row, column]
-    return len(place) + place[column, row]
+    return [(i, i) for i in range(size)] + list(combinations(range(size), 2))
 
 
 def symmetric_overlap(xp: Any, rho: Any, sigma: Any) -> tuple[Any, Any]:
@@ -92,73 +75,89 @@ def symmetric_overlap(xp: Any, rho: Any, sigma: Any) -> tuple[Any, Any]:
         `(b,)`, and `(b,)` booleans: false where it is not to be used, as for any pair with a state
         that is not positive definite.
     """
-    n = rho.shape[-1]
-    one, two = _compounds(xp, rho), _compounds(xp, sigma)
-    e = [_inner(xp, a, b, size) for (size, a), (_, b) in zip(one, two, strict=True)]
-    traces_one, traces_two = ([_trace(xp, a, size) for size, a in side] for side in (one, two))
-    eps = epsilon(e[0])
-    # An eigenvalue at or below zero shows in one of the traces (Descartes); NaN fails as well.
-    sound = (traces_one[-1] > eps * eps) & (traces_two[-1] > eps * eps)
-    for a, b in zip(traces_one, traces_two, strict=True):
-        sound = sound & (a > 0.0) & (b > 0.0)
+    one = _compounds(xp, rho)
+    sound = _positive(one)
+    if not bool(xp.any(sound)):
+        count = max(rho.shape[0], sigma.shape[0])
+        return xp.broadcast_to(one[0].trace, (count,)), xp.broadcast_to(sound, (count,))
+    two = _compounds(xp, sigma)
+    sound = sound & _positive(two)
+    e = [_inner(xp, a, b) for a, b in zip(one, two, strict=True)]
     for found in e:
         sound = sound & (found > 0.0)
     # Rows that are not sound are computed on a stand-in, two flat states, so that nothing warns.
+    n = rho.shape[-1]
     flat = [comb(n, k) / n ** (2 * k) for k in range(1, n + 1)]
     e = [xp.where(sound, a, xp.full_like(a, b)) for a, b in zip(e, flat, strict=True)]
-    last = xp.sqrt(e[-1])
-    solve = _three if n == 3 else _four
-    s1, s2, s3, settled = solve(xp, e, last)
-    dets = sum(1.0 / xp.where(sound, side[-1], last) for side in (traces_one, traces_two))
-    # What rounding leaves of a minor is ε times the product of its diagonal entries.
-    error = 0.5 * e[0] / s1 + 0.1875 * (traces_one[1] + traces_two[1]) / (2.0 * s1 * s2)
-    if n == 3:
-        error = error + last * dets / (54.0 * s2)
-    else:
-        error = error + (traces_one[2] + traces_two[2]) / (64.0 * s2 * s3)
-        error = error + last * dets / (512.0 * s3)
-    overlap = s1 / xp.sqrt(traces_one[0] * traces_two[0])
+    *s, settled = _three(xp, e) if n == 3 else _four(xp, e)
+    inverse = sum(1.0 / xp.where(sound, side[-1].trace, s[-1]) for side in (one, two))
+    error = _rounding(s, e[0], [a.trace + b.trace for a, b in zip(one, two, strict=True)], inverse)
+    overlap = s[0] / xp.sqrt(one[0].trace * two[0].trace)
     return overlap, sound & settled & (error <= _ERROR_MAX)
 
 
-def _compounds(xp: Any, rho: Any) -> list[tuple[int, Any]]:
-    """Upper triangles of ρ, ∧²ρ, … ∧ⁿρ, `(entries, b)` each, with the size of their diagonals."""
+class _Compound(NamedTuple):
+    """∧ᵏρ of a batch: its upper triangle `(entries, b)`, how many are diagonal, its trace."""
+
+    entries: Any
+    size: int
+    trace: Any
+
+
+def _positive(side: list[_Compound]) -> Any:
+    """Where all traces of the compounds are positive: so are all eigenvalues (Descartes)."""
+    sound = side[-1].trace > epsilon(side[0].trace) ** 2
+    for compound in side[:-1]:
+        sound = sound & (compound.trace > 0.0)
+    return sound
+
+
+def _rounding(s: list[Any], e1: Any, traces: list[Any], inverse: Any) -> Any:
+    """Estimated rounding of √F in units of ε.
+
+    What rounding leaves of a minor is ε times the product of its diagonal entries. `traces` are
+    those of both sides' compounds, added; `inverse` is 1/det ρ + 1/det σ.
+    """
+    s1, s2, last = s[0], s[1], s[-1]
+    error = 0.5 * e1 / s1 + 0.09375 * traces[1] / (s1 * s2)
+    if len(s) == 3:
+        return error + last * inverse / (54.0 * s2)
+    return error + traces[2] / (64.0 * s2 * s[2]) + last * inverse / (512.0 * s[2])
+
+
+def _compounds(xp: Any, rho: Any) -> list[_Compound]:
+    """ρ, ∧²ρ, … ∧ⁿρ."""
     n = rho.shape[-1]
     flat = xp.matrix_transpose(xp.reshape(rho, (-1, n * n)))
+    if is_numpy(flat):
+        flat = np.ascontiguousarray(flat)
     index = np.array([row * n + column for row, column in _upper(n)])
-    entries = _rows(xp, flat, index)
-    both = _with_conjugates(xp, entries)
-    found, lower = [(n, entries)], both
+    found = [_compound(xp, take_rows(xp, flat, index), n)]
     for k in range(2, n + 1):
         minors = _minors(n, k)
-        total = None
-        for j, (entry, below) in enumerate(zip(minors.entry, minors.below, strict=True)):
-            part = _rows(xp, both, entry) * _rows(xp, lower, below)
-            total = part if total is None else total + part if j % 2 == 0 else total - part
-        found.append((minors.size, total))
-        if k < n:
-            lower = _with_conjugates(xp, total)
+        smaller = found[-1].entries
+        total: Any = None
+        for j in reversed(range(k)):
+            part = take_rows(xp, flat, minors.entry[j]) * take_rows(xp, smaller, minors.above[j])
+            if total is None:
+                total = part
+            else:
+                total = total + part if (k - 1 - j) % 2 == 0 else total - part
+        found.append(_compound(xp, total, minors.size))
     return found
 
 
-def _rows(xp: Any, source: Any, index: Any) -> Any:
-    return source.take(index, axis=0) if is_numpy(source) else take(xp, source, index)
-
-
-def _with_conjugates(xp: Any, entries: Any) -> Any:
-    complex_ = xp.isdtype(entries.dtype, "complex floating")
-    return xp.concat((entries, xp.conj(entries) if complex_ else entries))
-
-
-def _trace(xp: Any, entries: Any, size: int) -> Any:
+def _compound(xp: Any, entries: Any, size: int) -> _Compound:
     diagonal = entries[:size]
     if xp.isdtype(entries.dtype, "complex floating"):
         diagonal = xp.real(diagonal)
-    return xp.sum(diagonal, axis=0)
+    return _Compound(entries, size, xp.sum(diagonal, axis=0))
 
 
-def _inner(xp: Any, a: Any, b: Any, size: int) -> Any:
-    """Tr AB of Hermitian matrices given by their upper triangles."""
+def _inner(xp: Any, one: _Compound, two: _Compound) -> Any:
+    """Tr AB of two Hermitian matrices."""
+    size = one.size
+    a, b = one.entries, two.entries
     if not xp.isdtype(a.dtype, "complex floating"):
         return xp.sum(a[:size] * b[:size], axis=0) + 2.0 * xp.sum(a[size:] * b[size:], axis=0)
     a_re, b_re = xp.real(a), xp.real(b)
@@ -169,8 +168,9 @@ def _inner(xp: Any, a: Any, b: Any, size: int) -> Any:
     return total + 2.0 * xp.sum(beside, axis=0)
 
 
-def _three(xp: Any, e: list[Any], s3: Any) -> tuple[Any, Any, Any, Any]:
+def _three(xp: Any, e: list[Any]) -> tuple[Any, Any, Any, Any]:
     """s₁, s₂, s₃ of three levels, and where Newton's method on s₂² = e₂ + 2 s₁s₃ has settled."""
+    s3 = xp.sqrt(e[2])
     # √F ≤ 1 bounds s₂ from above twice.
     s2 = xp.minimum(xp.abs(0.5 * (1.0 - e[0])), xp.sqrt(e[1] + 2.0 * s3))
     settled = s2 < 0.0
@@ -184,8 +184,9 @@ def _three(xp: Any, e: list[Any], s3: Any) -> tuple[Any, Any, Any, Any]:
     return xp.sqrt(e[0] + 2.0 * s2), s2, s3, settled
 
 
-def _four(xp: Any, e: list[Any], s4: Any) -> tuple[Any, Any, Any, Any]:
-    """s₁, s₂, s₃ of four levels, and where s₂² = e₂ + 2 s₁s₃ − 2 s₄ has settled."""
+def _four(xp: Any, e: list[Any]) -> tuple[Any, Any, Any, Any, Any]:
+    """s₁ … s₄ of four levels, and where s₂² = e₂ + 2 s₁s₃ − 2 s₄ has settled."""
+    s4 = xp.sqrt(e[3])
     most = xp.abs(0.5 * (1.0 - e[0]))
     s2 = xp.minimum(most, xp.sqrt(e[1] + 2.0 * xp.sqrt(e[2] + 2.0 * most * s4)))
     settled = s2 < 0.0
@@ -197,4 +198,4 @@ def _four(xp: Any, e: list[Any], s4: Any) -> tuple[Any, Any, Any, Any]:
         settled = xp.abs(step) <= 8.0 * epsilon(s2) * s2
         if bool(xp.all(settled)):
             break
-    return xp.sqrt(e[0] + 2.0 * s2), s2, xp.sqrt(e[2] + 2.0 * s2 * s4), settled
+    return xp.sqrt(e[0] + 2.0 * s2), s2, xp.sqrt(e[2] + 2.0 * s2 * s4), s4, settled
