@@ -168,12 +168,20 @@ def cholesky(xp: Any, rho: Any) -> Any:
 
 
 def _retried(xp: Any, rho: Any, root: Any, index: Any, values: Any) -> Any:
-    """Cholesky factors of those that lack one and are far enough from singular to have one."""
+    """Cholesky factors of those that lack one for another's sake and are not of lower rank.
+
+    Those far from singular have one for certain and are done together; the few that are as near as
+    rounding allows are tried one by one.
+    """
     levels = to_numpy(values)
+    share = levels[:, 0] / levels[:, -1]
     lacking = ~np.isfinite(to_numpy(real_diagonal(xp, take_rows(xp, root, index)))).all(axis=-1)
-    sure = index[lacking & (levels[:, 0] > 8.0 * levels.shape[1] * epsilon(values) * levels[:, -1])]
-    found = cholesky(xp, take_rows(xp, rho, sure)) if sure.size else None
-    return root if found is None else put(xp, root, sure, found)
+    sure = share > 8.0 * levels.shape[1] * epsilon(values)
+    near = lacking & ~sure & (share > rank_floor(values))
+    for some in (index[lacking & sure], *np.split(index[near], np.count_nonzero(near) or 1)):
+        found = cholesky(xp, take_rows(xp, rho, some)) if some.size else None
+        root = root if found is None else put(xp, root, some, found)
+    return root
 
 
 def _by_eigenvectors(

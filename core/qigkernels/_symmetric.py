@@ -105,8 +105,11 @@ class _Compound(NamedTuple):
 
 
 def _positive(side: list[_Compound]) -> Any:
-    """Where all traces of the compounds are positive: so are all eigenvalues (Descartes)."""
-    sound = side[-1].trace > epsilon(side[0].trace) ** 2
+    """Where all eigenvalues are positive, as their symmetric functions then are (Descartes).
+
+    1/Tr ρ⁻¹ is below each of them: it keeps clear of those that count as the rounding of 0.
+    """
+    sound = side[-1].trace > 16.0 * epsilon(side[0].trace) * side[-2].trace
     for compound in side[:-1]:
         sound = sound & (compound.trace > 0.0)
     return sound
@@ -173,12 +176,9 @@ def _three(xp: Any, e: list[Any]) -> tuple[Any, Any, Any, Any]:
     s3 = xp.sqrt(e[2])
     # √F ≤ 1 bounds s₂ from above twice.
     s2 = xp.minimum(xp.abs(0.5 * (1.0 - e[0])), xp.sqrt(e[1] + 2.0 * s3))
-    settled = s2 < 0.0
     for _ in range(_STEPS):
         s1 = xp.sqrt(e[0] + 2.0 * s2)
-        step = (s2 * s2 - e[1] - 2.0 * s1 * s3) / (2.0 * (s2 - s3 / s1))
-        s2 = s2 - step
-        settled = xp.abs(step) <= 8.0 * epsilon(s2) * s2
+        s2, settled = _step(xp, s2, s2 * s2 - e[1] - 2.0 * s1 * s3, s2 - s3 / s1)
         if bool(xp.all(settled)):
             break
     return xp.sqrt(e[0] + 2.0 * s2), s2, s3, settled
@@ -189,13 +189,23 @@ def _four(xp: Any, e: list[Any]) -> tuple[Any, Any, Any, Any, Any]:
     s4 = xp.sqrt(e[3])
     most = xp.abs(0.5 * (1.0 - e[0]))
     s2 = xp.minimum(most, xp.sqrt(e[1] + 2.0 * xp.sqrt(e[2] + 2.0 * most * s4)))
-    settled = s2 < 0.0
     for _ in range(_STEPS):
         s1, s3 = xp.sqrt(e[0] + 2.0 * s2), xp.sqrt(e[2] + 2.0 * s2 * s4)
-        slope = 2.0 * (s2 - s3 / s1 - s1 * s4 / s3)
-        step = (s2 * s2 - e[1] - 2.0 * s1 * s3 + 2.0 * s4) / slope
-        s2 = s2 - step
-        settled = xp.abs(step) <= 8.0 * epsilon(s2) * s2
+        gap = s2 * s2 - e[1] - 2.0 * s1 * s3 + 2.0 * s4
+        s2, settled = _step(xp, s2, gap, s2 - s3 / s1 - s1 * s4 / s3)
         if bool(xp.all(settled)):
             break
     return xp.sqrt(e[0] + 2.0 * s2), s2, xp.sqrt(e[2] + 2.0 * s2 * s4), s4, settled
+
+
+def _step(xp: Any, s2: Any, gap: Any, half_slope: Any) -> tuple[Any, Any]:
+    """s₂ after a step of Newton's method, and where it has settled.
+
+    Beyond the root the slope is positive; elsewhere rounding has the better of the equation, and
+    the pair is given up.
+    """
+    rises = half_slope > 0.0
+    step = 0.5 * gap / xp.where(rises, half_slope, xp.ones_like(half_slope))
+    after = s2 - step
+    after = xp.where(rises & (after > 0.0), after, s2)
+    return after, rises & (xp.abs(step) <= 8.0 * epsilon(s2) * s2)
