@@ -175,7 +175,7 @@ def _three(xp: Any, e: list[Any]) -> tuple[Any, Any, Any, Any]:
     """s₁, s₂, s₃ of three levels, and where Newton's method on s₂² = e₂ + 2 s₁s₃ has settled."""
     s3 = xp.sqrt(e[2])
     # √F ≤ 1 bounds s₂ from above twice.
-    s2 = xp.minimum(xp.abs(0.5 * (1.0 - e[0])), xp.sqrt(e[1] + 2.0 * s3))
+    s2 = _start(xp, xp.abs(0.5 * (1.0 - e[0])), xp.sqrt(e[1] + 2.0 * s3))
     for _ in range(_STEPS):
         s1 = xp.sqrt(e[0] + 2.0 * s2)
         s2, settled = _step(xp, s2, s2 * s2 - e[1] - 2.0 * s1 * s3, s2 - s3 / s1)
@@ -188,7 +188,7 @@ def _four(xp: Any, e: list[Any]) -> tuple[Any, Any, Any, Any, Any]:
     """s₁ … s₄ of four levels, and where s₂² = e₂ + 2 s₁s₃ − 2 s₄ has settled."""
     s4 = xp.sqrt(e[3])
     most = xp.abs(0.5 * (1.0 - e[0]))
-    s2 = xp.minimum(most, xp.sqrt(e[1] + 2.0 * xp.sqrt(e[2] + 2.0 * most * s4)))
+    s2 = _start(xp, most, xp.sqrt(e[1] + 2.0 * xp.sqrt(e[2] + 2.0 * most * s4)))
     for _ in range(_STEPS):
         s1, s3 = xp.sqrt(e[0] + 2.0 * s2), xp.sqrt(e[2] + 2.0 * s2 * s4)
         gap = s2 * s2 - e[1] - 2.0 * s1 * s3 + 2.0 * s4
@@ -196,6 +196,11 @@ def _four(xp: Any, e: list[Any]) -> tuple[Any, Any, Any, Any, Any]:
         if bool(xp.all(settled)):
             break
     return xp.sqrt(e[0] + 2.0 * s2), s2, xp.sqrt(e[2] + 2.0 * s2 * s4), s4, settled
+
+
+def _start(xp: Any, one: Any, two: Any) -> Any:
+    """The lesser of two bounds on s₂, and no less than any s₂ that is more than rounding."""
+    return xp.clip(xp.minimum(one, two), epsilon(one) ** 2, 1.0)
 
 
 def _step(xp: Any, s2: Any, gap: Any, half_slope: Any) -> tuple[Any, Any]:
