@@ -161,6 +161,12 @@ def traces(xp: Any, matrices: Any) -> Any:
 def cholesky(xp: Any, rho: Any) -> Any:
     """Cholesky factors, a fresh array; None where the library refuses the batch."""
     try:
+        if type(rho).__module__.startswith("cupy"):
+            # CuPy's own default is to go on with what is no factor.
+            from cupyx import errstate
+
+            with errstate(linalg="raise"):
+                return xp.linalg.cholesky(rho)
         return xp.linalg.cholesky(rho)
     # NumPy and CuPy raise LinAlgError, torch a RuntimeError, for the whole batch at once.
     except (np.linalg.LinAlgError, RuntimeError):

@@ -55,7 +55,9 @@ def spectral_overlap(xp: Any, rho: Any, sigma: Any) -> tuple[Any, Any] | None:
     found = found / xp.sqrt(traces(xp, _taken(xp, rho, index)) * traces(xp, part[1]))
     if index is None:
         return found, sure & open_
-    overlap = xp.zeros(len(open_), dtype=found.dtype)
+    from array_api_compat import device
+
+    overlap = xp.zeros(len(open_), dtype=found.dtype, device=device(rho))
     open_[index] = sure
     return put(xp, overlap, index, found), open_
 
