@@ -25,6 +25,8 @@ __all__ = [
     "pivot_floor",
     "put",
     "real_diagonal",
+    "singular_values",
+    "singular_vectors",
     "smallest_pivots",
     "traces",
 ]
@@ -171,6 +173,29 @@ def cholesky(xp: Any, rho: Any) -> Any:
     # NumPy and CuPy raise LinAlgError, torch a RuntimeError, for the whole batch at once.
     except (np.linalg.LinAlgError, RuntimeError):
         return None
+
+
+def singular_values(xp: Any, matrices: Any) -> Any:
+    """Singular values, as exact as the library can."""
+    if _on_torch_cuda(matrices):
+        import torch
+
+        # CUDA's default is one of Jacobi's method, which stops some digits early.
+        return torch.linalg.svdvals(matrices, driver="gesvd")
+    return xp.linalg.svdvals(matrices)
+
+
+def singular_vectors(xp: Any, matrices: Any) -> tuple[Any, Any, Any]:
+    """Left vectors, singular values, right vectors, as exact as the library can."""
+    if _on_torch_cuda(matrices):
+        import torch
+
+        return tuple(torch.linalg.svd(matrices, driver="gesvd"))
+    return tuple(xp.linalg.svd(matrices))
+
+
+def _on_torch_cuda(array: Any) -> bool:
+    return type(array).__module__ == "torch" and array.is_cuda
 
 
 def _retried(xp: Any, rho: Any, root: Any, index: Any, values: Any) -> Any:

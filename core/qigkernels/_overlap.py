@@ -8,7 +8,15 @@ from typing import Any
 import numpy as np
 
 from qigkernels._arrays import epsilon, is_numpy, take_rows, to_numpy
-from qigkernels._factors import Side, adjoint, frobenius, put, traces
+from qigkernels._factors import (
+    Side,
+    adjoint,
+    frobenius,
+    put,
+    singular_values,
+    singular_vectors,
+    traces,
+)
 
 __all__ = ["NEAR", "angle_from_factors", "drift"]
 
@@ -38,7 +46,7 @@ def angle_from_factors(xp: Any, one: Side, two: Side) -> Any:
     if rest.size < count:
         one, two = one.rows(xp, rest), two.rows(xp, rest)
     A, B = _narrowed(one.root, two.root, int(one.rank.max()), int(two.rank.max()))
-    overlap = xp.sum(xp.linalg.svdvals(adjoint(xp, A) @ B), axis=-1)
+    overlap = xp.sum(singular_values(xp, adjoint(xp, A) @ B), axis=-1)
     # Traces are 1 but for rounding; without it.
     overlap = overlap / xp.sqrt(traces(xp, one.state) * traces(xp, two.state))
     found = xp.acos(xp.clip(overlap, 0.0, 1.0))
@@ -110,7 +118,7 @@ def drift(xp: Any, values: Any, vectors: Any, gap: Any) -> tuple[Any, Any]:
 def _procrustes(xp: Any, A: Any, B: Any) -> Any:
     """2·atan2(‖AU − B‖, ‖AU + B‖) with U the unitary that brings AU nearest to B."""
     M = adjoint(xp, A) @ B
-    P, sizes, Q = xp.linalg.svd(M)
+    P, sizes, Q = singular_vectors(xp, M)
     U = P @ Q
     # The vectors of an SVD are orthogonal, and their product the polar factor, to some ten n·ε.
     # One Newton step makes U unitary, one Lyapunov step makes U†M Hermitian, each to ε.

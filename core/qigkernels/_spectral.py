@@ -20,6 +20,7 @@ from qigkernels._factors import (
     pivot_floor,
     put,
     real_diagonal,
+    singular_values,
     smallest_pivots,
     traces,
 )
@@ -107,7 +108,7 @@ def _summed(xp: Any, part: tuple[Any, Any], values: Any) -> tuple[Any, Any]:
     rest = np.flatnonzero(exact & rough)
     if rest.size:
         A, B = _taken(xp, root, rest), take_rows(xp, other, rest)
-        found = put(xp, found, rest, xp.sum(xp.linalg.svdvals(adjoint(xp, A) @ B), axis=-1))
+        found = put(xp, found, rest, xp.sum(singular_values(xp, adjoint(xp, A) @ B), axis=-1))
     if index is None:
         # Both ways are exact where the first is.
         return found, exact | sure

@@ -135,7 +135,7 @@ def test_functions_on_states_agree_with_numpy(backend, rng, random_state, n):
     same(backend, states.fidelity, rho, sigma)
     same(backend, states.bures_angle, rho, sigma)
     same(backend, states.bures_distance, rho, sigma)
-    same(backend, states.distance, rho[:, None], sigma)
+    same(backend, states.distance, rho[:, None], sigma, atol=2e-14)
     same(backend, states.trace_distance, rho, sigma)
     for function in (
         states.entropy,
