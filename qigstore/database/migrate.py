@@ -107,7 +107,7 @@ def upgrade(database: Database, revision: str = "head") -> None:
         raise ConfigurationError(f"no revision {revision!r}; this version knows {known}")
     try:
         with database.begin() as connection:
-            connection.execute(text("SET LOCAL statement_timeout = 0"))
+            database.lift_limits(connection)
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
             found = _current(connection)
             if found is not None and found not in revisions():

@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
+from figures import figure
 
 from qigstore.safety.signals import SignalWatch
 
@@ -122,7 +123,7 @@ def test_100_sigterms_at_random_moments_never_hang_and_show_their_status(
 def test_10_000_sigterms_at_random_moments_never_hang_and_show_their_status(
     rng: random.Random,
 ) -> None:
-    storm(10_000, rng)
+    storm(figure(10_000), rng)
 
 
 ROUNDS = """
@@ -159,7 +160,7 @@ def test_1_000_signals_in_one_process_deadlock_nothing(rng: random.Random) -> No
 @pytest.mark.long
 @pytest.mark.timeout(0)
 def test_10_000_signals_in_one_process_deadlock_nothing(rng: random.Random) -> None:
-    rounds(10_000, rng)
+    rounds(figure(10_000), rng)
 
 
 STUCK = """
