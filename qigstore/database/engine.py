@@ -175,7 +175,12 @@ class Database:
         secrets = (given.get("password"), given.get("sslpassword"), os.environ.get("PGPASSWORD"))
         self._secrets = [secret for secret in secrets if secret]
         self._pooler = prepare_threshold is None
-        self._settings = {"statement_timeout": f"{statement_timeout_s * 1000:.0f}ms"}
+        self._settings = {
+            "statement_timeout": f"{statement_timeout_s * 1000:.0f}ms",
+            # Of a process that was stopped, or is gone without a word: others wait for its locks,
+            # and must get them before their own statements time out.
+            "idle_in_transaction_session_timeout": f"{statement_timeout_s * 1000 / 3:.0f}ms",
+        }
         # A role named as our schema would have it in its path, and Alembic take it for `public`.
         self._settings |= {"timezone": "UTC", "search_path": "public"}
         self._on_dispose, self._revive = on_dispose, revive

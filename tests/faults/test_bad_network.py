@@ -141,3 +141,20 @@ def test_a_take_over_does_not_wait_for_whoever_holds_the_fence(
         assert not taker.is_alive(), "the take-over waits for a transaction that never ends"
     assert store.writers.state(line.spool.identity.writer).epoch == line.epoch + 1
     line.close()
+
+
+def test_the_server_ends_a_transaction_whose_client_says_nothing_more(
+    dsn: str, store: Store
+) -> None:
+    silent = Database(dsn, statement_timeout_s=1)
+    with silent.engine.connect() as connection:
+        pid = connection.exec_driver_sql("SELECT pg_backend_pid()").scalar()
+        query = f"SELECT 1 FROM pg_stat_activity WHERE pid = {pid}"
+
+        def ended() -> bool:
+            with store.database.begin() as other:
+                return other.exec_driver_sql(query).first() is None
+
+        wait_until(ended, "the server ends it")
+        connection.invalidate()
+    silent.dispose()
