@@ -87,8 +87,9 @@ def raise_process(method: str) -> str:
 
 def parent(count: int, seed: int, told: Counter[str], stop: threading.Event) -> None:
     rng = random.Random(seed)
-    ways = ["_exit", "exit", "close", "multiprocessing", "spawn", "forkserver"]
-    for way in rng.choices(ways, [30, 25, 20, 20, 1, 1], k=count):
+    slow, ways = ["spawn", "forkserver"], ["_exit", "exit", "close", "multiprocessing"]
+    chosen = slow * max(1, count // 50)
+    for way in chosen + rng.choices(ways, k=count - len(chosen)):
         try:
             if way in {"_exit", "exit", "close"}:
                 told[f"{way}: {reap(fork_and_leave(way))}"] += 1
