@@ -71,7 +71,7 @@ class Proxy:
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=64)
         host, port = self._listener.getsockname()
         self.dsn = make_conninfo(dsn, host=host, hostaddr="", port=port)
-        self._closed, self._healed = threading.Event(), threading.Event()
+        self._closed, self._generation = threading.Event(), 0
         self._threads = [threading.Thread(target=self._listen, name="proxy")]
         self._threads[0].start()
 
@@ -90,6 +90,10 @@ class Proxy:
         for thread in self._threads:
             thread.join(30)
             assert not thread.is_alive(), "a connection of the proxy hangs"
+
+    def cut_all(self) -> None:
+        """Close every connection there is now."""
+        self._generation += 1
 
     @property
     def cuts(self) -> int:
@@ -125,8 +129,8 @@ class Proxy:
 
     def _pass(self, client: socket.socket, server: socket.socket, fault: Fault) -> None:
         passed = {client: 0, server: 0}
-        committing = False
-        while not self._closed.is_set():
+        committing, generation = False, self._generation
+        while not self._closed.is_set() and self._generation == generation:
             for source in select.select([client, server], [], [], 0.1)[0]:
                 data = source.recv(1 << 16)
                 if not data:
@@ -153,7 +157,10 @@ class Proxy:
         self.done[f"{fault.how}, {fault.where}"] += 1
         if fault.how == "deaf":
             # Nothing passes and nothing closes, until the client has had enough.
-            while not self._closed.is_set() and not _has_gone(sockets[0]):
+            generation = self._generation
+            while self._generation == generation and not self._closed.is_set():
+                if _has_gone(sockets[0]):
+                    break
                 time.sleep(0.01)
         if fault.how == "reset":
             for one in sockets:
