@@ -30,6 +30,7 @@ __all__ = ["OLDEST_SERVER", "Database", "open_database", "parse_dsn", "require_v
 
 OLDEST_SERVER = 140000
 _APPLICATION = "qigstore"
+_LIMITS = ("statement_timeout", "idle_in_transaction_session_timeout")
 # A connection that lives on while the server became a standby: the next one finds the primary.
 _READ_ONLY = "25006"
 
@@ -286,12 +287,19 @@ class Database:
                     connection.invalidate()
                 raise
 
-    def lift_limits(self, connection: sqlalchemy.Connection) -> None:
-        """Let what this connection does until its end take as long as it needs (a migration)."""
-        connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
-        driver: Any = connection.connection.driver_connection
-        driver.answer_timeout_s = None
-        connection.detach()
+    @contextmanager
+    def begin_unlimited(self) -> Iterator[sqlalchemy.Connection]:
+        """As `begin`, and what is done in it takes as long as it needs (a migration)."""
+        with self._translated(), self.engine.connect() as connection:
+            driver: Any = connection.connection.driver_connection
+            driver.answer_timeout_s = None
+            try:
+                with connection.begin():
+                    for limit in _LIMITS:
+                        connection.exec_driver_sql(f"SET LOCAL {limit} = 0")
+                    yield connection
+            finally:
+                driver.answer_timeout_s = self._answer_timeout_s
 
     def ping(self) -> None:
         """One round trip.

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 __all__ = ["WriterState", "Writers"]
 
 _INT4_MAX = 2**31 - 1
+# Those who end a holder take turns, so that none of them is taken for one.
+_TURN = text("SELECT pg_advisory_xact_lock(hashtextextended(:writer, 0))")
 # A transaction whose process is stopped, or whose connection is gone and the server does not know
 # it yet, would keep the fence's row locked until some TCP limit ends it: hours.
 _END_HOLDER = text("""
@@ -85,11 +87,13 @@ class Writers:
     def take_over(self, writer_id: UUID) -> WriterState:
         """Raise the epoch: whoever held the writer can store nothing from now on.
 
+        A transaction of theirs that is open is ended: its process may stand still for ever.
+
         Raises:
             NotFound: there is no such writer.
         """
         with self._database.begin() as connection:
-            connection.execute(_END_HOLDER, {"writer": writer_id, "epoch": None})
+            _end_holder(connection, writer_id, None)
             connection.execute(
                 update(writers).where(writers.c.id == writer_id).values(epoch=writers.c.epoch + 1)
             )
@@ -102,7 +106,7 @@ class Writers:
             NotFound: there is no such writer.
         """
         with self._database.begin() as connection:
-            connection.execute(_END_HOLDER, {"writer": writer_id, "epoch": epoch})
+            _end_holder(connection, writer_id, epoch)
             return _state(connection, writer_id)
 
     def state(self, writer_id: UUID) -> WriterState:
@@ -119,6 +123,12 @@ class Writers:
         query = select(writers.c.id).where(writers.c.attempt_id == attempt_id)
         with self._database.begin() as connection:
             return list(connection.execute(query.order_by(writers.c.rank)).scalars())
+
+
+def _end_holder(connection: Connection, writer_id: UUID, epoch: int | None) -> None:
+    """End the transaction that has the fence's row locked; `epoch`: only while that one holds."""
+    connection.execute(_TURN, {"writer": str(writer_id)})
+    connection.execute(_END_HOLDER, {"writer": writer_id, "epoch": epoch})
 
 
 def _state(connection: Connection, writer_id: UUID) -> WriterState:

@@ -15,6 +15,7 @@ from line import Line, arrivals
 from processes import wait_until
 from proxy import HEALTHY, Fault, Proxy, random_fault
 
+from qigstore.database import migrate
 from qigstore.database.engine import Database
 from qigstore.recording import writer as writer_module
 from qigstore.repository import Store
@@ -158,3 +159,16 @@ def test_the_server_ends_a_transaction_whose_client_says_nothing_more(
         wait_until(ended, "the server ends it")
         connection.invalidate()
     silent.dispose()
+
+
+def test_a_migration_may_take_longer_than_an_answer(empty_dsn: str) -> None:
+    patient = Database(empty_dsn, **LIMITS)
+    taker = threading.Thread(target=migrate.upgrade, args=(patient,))
+    with psycopg.connect(empty_dsn) as other:
+        other.execute("SELECT pg_advisory_xact_lock(%s)", (migrate._LOCK,))
+        taker.start()
+        time.sleep(1.5)  # beyond every limit of LIMITS
+        assert migrate.current(patient) is None
+    taker.join(60)
+    assert migrate.current(patient) == migrate.head()
+    patient.dispose()
