@@ -148,8 +148,8 @@ class Run:
             EmergencyStop: the run was stopped by a rule or by request.
         """
         rooms, self._rooms = self._rooms, None
-        if rooms is None:
-            return
+        if rooms is None or rooms.claim.spool.forked:
+            return  # a forked child that leaves the block: the run is its parent's
         if rooms.signals.signum is not None:
             rooms.notice_signal(rooms.signals.signum)  # its thread may not have come to it yet
         status, reason, code = _outcome(rooms, error)

@@ -10,6 +10,7 @@ import os
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from time import monotonic
 from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import quote
 
@@ -21,12 +22,15 @@ from sqlalchemy import event, exc
 from qigstore.errors import ConfigurationError, StoreUnavailable
 
 if TYPE_CHECKING:
+    from psycopg.abc import RV, PQGen
+
     from qigstore.settings import Settings
 
 __all__ = ["OLDEST_SERVER", "Database", "open_database", "parse_dsn", "require_version"]
 
 OLDEST_SERVER = 140000
 _APPLICATION = "qigstore"
+_LIMITS = ("statement_timeout", "idle_in_transaction_session_timeout")
 # A connection that lives on while the server became a standby: the next one finds the primary.
 _READ_ONLY = "25006"
 
@@ -107,11 +111,48 @@ def require_version(number: int, address: str) -> None:
         )
 
 
+class _Connection(psycopg.Connection[Any]):
+    """Closes itself where no answer comes in time: a network may go deaf without a word.
+
+    Attributes:
+        answer_timeout_s: how long one answer may take; None: for ever.
+    """
+
+    answer_timeout_s: float | None = None
+
+    def wait(self, gen: PQGen[RV], *arguments: Any, **options: Any) -> RV:
+        """As psycopg's own, within the limit."""
+        if self.answer_timeout_s is None:
+            return super().wait(gen, *arguments, **options)
+        try:
+            return super().wait(_within(gen, self.answer_timeout_s), *arguments, **options)
+        except TimeoutError:
+            self.close()
+            limit = f"no answer within {self.answer_timeout_s:g} s"
+            raise psycopg.OperationalError(limit) from None
+
+
+def _within(gen: PQGen[RV], limit_s: float) -> PQGen[RV]:
+    """The same steps, given up after `limit_s`."""
+    deadline = monotonic() + limit_s
+    try:
+        step = next(gen)
+        while True:
+            ready = yield step
+            if not ready and monotonic() > deadline:
+                raise TimeoutError
+            step = gen.send(ready)
+    except StopIteration as end:
+        result: RV = end.value
+        return result
+
+
 class Database:
     """A pool of connections to one database; any number of threads may use it.
 
     `prepare_threshold=None` is for a pooler in transaction mode: no prepared statements, and the
-    session's settings are made anew in each transaction.
+    session's settings are made anew in each transaction. The server ends a statement after
+    `statement_timeout_s`; where `answer_margin_s` later nothing was heard, the connection is lost.
 
     Attributes:
         engine: the SQLAlchemy engine (`postgresql+psycopg`).
@@ -125,6 +166,7 @@ class Database:
         pool_size: int = 4,
         connect_timeout_s: int = 5,
         statement_timeout_s: float = 60.0,
+        answer_margin_s: float = 5.0,
         prepare_threshold: int | None = 5,
         on_dispose: Callable[[], None] | None = None,
         revive: Callable[[], None] | None = None,
@@ -134,12 +176,18 @@ class Database:
         secrets = (given.get("password"), given.get("sslpassword"), os.environ.get("PGPASSWORD"))
         self._secrets = [secret for secret in secrets if secret]
         self._pooler = prepare_threshold is None
-        self._settings = {"statement_timeout": f"{statement_timeout_s * 1000:.0f}ms"}
+        self._settings = {
+            "statement_timeout": f"{statement_timeout_s * 1000:.0f}ms",
+            # Of a process that was stopped, or is gone without a word: others wait for its locks,
+            # and must get them before their own statements time out.
+            "idle_in_transaction_session_timeout": f"{statement_timeout_s * 1000 / 3:.0f}ms",
+        }
         # A role named as our schema would have it in its path, and Alembic take it for `public`.
         self._settings |= {"timezone": "UTC", "search_path": "public"}
         self._on_dispose, self._revive = on_dispose, revive
         self._arguments = self._connect_arguments(given, connect_timeout_s)
         self._prepare_threshold = prepare_threshold
+        self._answer_timeout_s = statement_timeout_s + answer_margin_s
         self.engine = sqlalchemy.create_engine(
             "postgresql+psycopg://",
             creator=self._connect,
@@ -180,9 +228,8 @@ class Database:
         return self._connect_once()
 
     def _connect_once(self) -> psycopg.Connection[Any]:
-        connection: psycopg.Connection[Any] = psycopg.connect(
-            self._arguments, prepare_threshold=self._prepare_threshold
-        )
+        connection = _Connection.connect(self._arguments, prepare_threshold=self._prepare_threshold)
+        connection.answer_timeout_s = self._answer_timeout_s
         try:
             require_version(connection.info.server_version, self.address)
         except ConfigurationError:
@@ -239,6 +286,20 @@ class Database:
                 if driver.closed:
                     connection.invalidate()
                 raise
+
+    @contextmanager
+    def begin_unlimited(self) -> Iterator[sqlalchemy.Connection]:
+        """As `begin`, and what is done in it takes as long as it needs (a migration)."""
+        with self._translated(), self.engine.connect() as connection:
+            driver: Any = connection.connection.driver_connection
+            driver.answer_timeout_s = None
+            try:
+                with connection.begin():
+                    for limit in _LIMITS:
+                        connection.exec_driver_sql(f"SET LOCAL {limit} = 0")
+                    yield connection
+            finally:
+                driver.answer_timeout_s = self._answer_timeout_s
 
     def ping(self) -> None:
         """One round trip.

@@ -106,8 +106,7 @@ def upgrade(database: Database, revision: str = "head") -> None:
         known = ", ".join(sorted(revisions()))
         raise ConfigurationError(f"no revision {revision!r}; this version knows {known}")
     try:
-        with database.begin() as connection:
-            connection.execute(text("SET LOCAL statement_timeout = 0"))
+        with database.begin_unlimited() as connection:
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
             found = _current(connection)
             if found is not None and found not in revisions():

@@ -28,6 +28,7 @@ from typing import Any, get_args
 from uuid import UUID, uuid4
 
 from qigstore.errors import SpoolFull, StoreUnavailable
+from qigstore.recording.spool.segment import Disk
 from qigstore.records import Event, Severity
 
 __all__ = ["EventLog", "LoggedEvent", "Problem"]
@@ -103,7 +104,7 @@ class EventLog:
         except OSError:
             temporary.unlink(missing_ok=True)
             raise
-        _sync_folder(self.root)
+        Disk().sync_folder(self.root)
         return path
 
     def pending(self) -> list[LoggedEvent]:
@@ -150,8 +151,8 @@ class EventLog:
             shipped += self._move(logged.path)
         self.problems = tuple(problems)
         if shipped:
-            _sync_folder(self.shipped)
-            _sync_folder(self.root)
+            Disk().sync_folder(self.shipped)
+            Disk().sync_folder(self.root)
             self._forget_old()
         self._sweep()
         return shipped
@@ -183,9 +184,8 @@ class EventLog:
     def _make_folders(self) -> None:
         if self.shipped.is_dir():
             return
-        self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        Disk().make_folders(self.root)
         self.shipped.mkdir(mode=0o700, exist_ok=True)
-        _sync_folder(self.root.parent)
 
     def _make_room(self) -> None:
         if self._count is None or self._count >= self._pending_max:
@@ -219,14 +219,6 @@ def _files(folder: Path) -> list[Path]:
 
 def _name(event: Event) -> str:
     return f"{event.raised_at.astimezone(UTC):%Y%m%dT%H%M%S.%fZ}-{event.id}.json"
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _encode(session: str, event: Event, attempt_id: UUID | None) -> bytes:

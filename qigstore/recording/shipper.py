@@ -81,7 +81,7 @@ class Shipper:
         return take is not None
 
     def _ask(self) -> None:
-        state = self._store.writers.state(self._target.writer)
+        state = self._store.writers.settle(self._target.writer, self._target.epoch)
         if state.epoch != self._target.epoch:
             raise StaleWriter(self._target.writer, self._target.epoch, state.epoch)
         self.acked = state.acked_seq

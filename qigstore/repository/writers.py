@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from uuid import UUID
 
-from sqlalchemy import Connection, select, update
+from sqlalchemy import Connection, Integer, bindparam, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 
 from qigstore.database.schema import attempt as attempts
@@ -19,6 +19,17 @@ if TYPE_CHECKING:
 __all__ = ["WriterState", "Writers"]
 
 _INT4_MAX = 2**31 - 1
+# Those who end a holder take turns, so that none of them is taken for one.
+_TURN = text("SELECT pg_advisory_xact_lock(hashtextextended(:writer, 0))")
+# A transaction whose process is stopped, or whose connection is gone and the server does not know
+# it yet, would keep the fence's row locked until some TCP limit ends it: hours.
+_END_HOLDER = text("""
+SELECT pg_terminate_backend(held.pid) FROM qigstore.writer w
+JOIN pg_locks held ON held.locktype = 'transactionid' AND held.granted
+    AND held.transactionid = w.xmax
+JOIN pg_stat_activity holder ON holder.pid = held.pid AND holder.usename = current_user
+WHERE w.id = :writer AND (w.epoch = :epoch OR :epoch IS NULL) AND held.pid <> pg_backend_pid()
+""").bindparams(bindparam("epoch", type_=Integer))
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,13 +87,26 @@ class Writers:
     def take_over(self, writer_id: UUID) -> WriterState:
         """Raise the epoch: whoever held the writer can store nothing from now on.
 
+        A transaction of theirs that is open is ended: its process may stand still for ever.
+
         Raises:
             NotFound: there is no such writer.
         """
         with self._database.begin() as connection:
+            _end_holder(connection, writer_id, None)
             connection.execute(
                 update(writers).where(writers.c.id == writer_id).values(epoch=writers.c.epoch + 1)
             )
+            return _state(connection, writer_id)
+
+    def settle(self, writer_id: UUID, epoch: int) -> WriterState:
+        """State after an error: ends this epoch's own transaction where it still hangs.
+
+        Raises:
+            NotFound: there is no such writer.
+        """
+        with self._database.begin() as connection:
+            _end_holder(connection, writer_id, epoch)
             return _state(connection, writer_id)
 
     def state(self, writer_id: UUID) -> WriterState:
@@ -99,6 +123,12 @@ class Writers:
         query = select(writers.c.id).where(writers.c.attempt_id == attempt_id)
         with self._database.begin() as connection:
             return list(connection.execute(query.order_by(writers.c.rank)).scalars())
+
+
+def _end_holder(connection: Connection, writer_id: UUID, epoch: int | None) -> None:
+    """End the transaction that has the fence's row locked; `epoch`: only while that one holds."""
+    connection.execute(_TURN, {"writer": str(writer_id)})
+    connection.execute(_END_HOLDER, {"writer": writer_id, "epoch": epoch})
 
 
 def _state(connection: Connection, writer_id: UUID) -> WriterState:

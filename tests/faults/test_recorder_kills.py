@@ -20,6 +20,7 @@ from uuid import UUID, uuid4
 
 import psycopg
 import pytest
+from figures import figure
 
 from qigstore.recording.drain import drain_leftovers
 from qigstore.repository import Store
@@ -115,4 +116,4 @@ def test_no_row_is_lost_or_doubled_by_sigkill(
 def test_no_row_is_lost_or_doubled_by_ten_thousand_sigkills(
     tmp_path: Path, dsn: str, store: Store, rng: random.Random
 ) -> None:
-    kill(10_000, tmp_path, dsn, store, rng)
+    kill(figure(10_000), tmp_path, dsn, store, rng)

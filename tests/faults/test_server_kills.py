@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from figures import figure
 from processes import kill, servers_in, wait_until
 
 from qigstore.database.embedded import EmbeddedServer, status
@@ -120,4 +121,4 @@ def test_fifty_kills_lose_no_acknowledged_row(home: Path, seed: int) -> None:
 
 @pytest.mark.long
 def test_two_hundred_kills_lose_no_acknowledged_row(home: Path, seed: int) -> None:
-    _rounds(home / "postgres", 200, seed)
+    _rounds(home / "postgres", figure(200), seed)

@@ -13,6 +13,7 @@ import pytest
 
 from qigstore.recording.spool import Spool, SpoolIdentity
 from qigstore.recording.spool.frame import HEAD_BYTES
+from qigstore.recording.spool.leftover import LeftOver
 from qigstore.recording.spool.reader import SpoolReader
 
 Row = tuple[int, tuple[str, ...], tuple[float, ...]]
@@ -130,6 +131,16 @@ def test_names_lost_in_one_segment_are_found_in_another(tmp_path: Path) -> None:
     take = reader.take(100)
     assert take is not None
     assert sorted(seq for group in take.groups for seq in group.seq.tolist()) == sorted(rows)
+
+
+def test_an_empty_segment_is_passed_over_while_names_are_looked_for(tmp_path: Path) -> None:
+    writer, data, _, places = make(tmp_path / "made", 12)
+    folder = tmp_path / "left"
+    folder.mkdir()
+    # Its names are lost, so that every segment is asked for them: power loss left an empty one.
+    (folder / "00000001.seg").write_bytes(data[:HEAD_BYTES] + data[places[1][0] : places[1][1]])
+    (folder / "00000002.seg").write_bytes(b"")
+    assert SpoolReader(LeftOver(folder, writer), writer).take(100) is None
 
 
 def test_another_writers_frames_are_nobodys(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ class LeftOver:
         """A copy of bytes of a segment."""
         with self._paths[number].open("rb") as file:
             file.seek(start)
-            return file.read(stop - start)
+            return file.read(max(stop - start, 0))
 
 
 def spool_folders(root: Path) -> list[Path]:

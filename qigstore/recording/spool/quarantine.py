@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import UUID
 
+from qigstore.recording.spool.segment import Disk
+
 if TYPE_CHECKING:
     from qigstore.recording.spool.reader import Rows
 
@@ -51,6 +53,7 @@ class Quarantine:
             file.write("".join(f"\n{line}\n" for line in lines).encode())
             file.flush()
             os.fsync(file.fileno())
+        Disk().sync_folder(self.path.parent)
 
     def _known(self) -> set[int]:
         if not self.path.exists():

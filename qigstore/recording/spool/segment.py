@@ -47,6 +47,13 @@ class Disk:
         finally:
             os.close(descriptor)
 
+    def make_folders(self, folder: Path) -> None:
+        """Make a folder and whatever is missing above it, each durable in the one above."""
+        made = [path for path in (folder, *folder.parents) if not path.exists()]
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for path in made or [folder]:  # its maker may not have come to that yet
+            self.sync_folder(path.parent)
+
     def write(self, path: Path, data: bytes) -> None:
         """Put a whole, durable file in place of `path`, or leave what was there."""
         beside = path.with_name(path.name + ".tmp")
@@ -118,7 +125,7 @@ class Segment:
             return bytes(self.view[start:stop])
         with self.path.open("rb") as file:
             file.seek(start)
-            return file.read(stop - start)
+            return file.read(max(stop - start, 0))
 
     def unmap(self) -> None:
         """Give the memory back (a long outage must not grow the process)."""

@@ -126,7 +126,7 @@ class Spool:
             SpoolFull: no room for its first segment.
         """
         disk = disk or Disk()
-        root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        disk.make_folders(root)
         folder = root / str(identity.writer)
         # Prepared beside and renamed: no other process ever sees a spool without lock and name.
         beside = root / f".new-{identity.writer}"
@@ -138,7 +138,6 @@ class Spool:
             beside.rename(folder)
             mine = folder
             disk.sync_folder(root)
-            disk.sync_folder(root.parent)
             return cls(
                 folder, identity, descriptor,
                 segment_bytes=segment_bytes, bytes_max=bytes_max, disk=disk,

@@ -1,0 +1,15 @@
+"""How far a long form goes: its full figure, or the share of it that the environment asks for."""
+
+from __future__ import annotations
+
+import os
+
+SHARE = float(os.environ.get("QIGSTORE_TEST_SHARE") or 1.0)
+
+
+def figure(full: int) -> int:
+    """The full figure, or `QIGSTORE_TEST_SHARE` of it (0.1: a tenth); said where it is not full."""
+    count = max(1, round(full * SHARE))
+    if count != full:
+        print(f"QIGSTORE_TEST_SHARE={SHARE:g}: {count} instead of {full}")
+    return count

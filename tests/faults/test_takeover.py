@@ -1,0 +1,124 @@
+"""One writer per attempt (R13): stopped at any moment, taken over, continued, it stores nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from figures import figure
+from processes import kill, state_of, wait_until
+from run_nursery import counters
+
+import qigstore
+
+NURSERY = Path(__file__).with_name("run_nursery.py")
+ROWS_AFTER = 200
+"""How many rows the stale process still records once it knows that it is stale."""
+
+ROWS = """
+SELECT t.attempt, count(*), count(DISTINCT t.seq) FROM qigstore.telemetry t
+JOIN qigstore.session s ON s.id = t.session_id WHERE s.name = %s GROUP BY 1
+"""
+
+
+@contextmanager
+def nursery() -> Iterator[Any]:
+    """A function that has a child raised and gives its process id."""
+    with subprocess.Popen(
+        [sys.executable, str(NURSERY)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        stdin, stdout = process.stdin, process.stdout
+        assert stdout.readline() == "ready\n"
+
+        def order(**what: Any) -> int:
+            stdin.write(json.dumps(what) + "\n")
+            stdin.flush()
+            return int(stdout.readline())
+
+        try:
+            yield order
+        finally:
+            stdin.close()
+            process.wait(60)
+
+
+def rows_of(connection: psycopg.Connection[Any], name: str) -> dict[int, int]:
+    """Rows by attempt, after checking that each is there once."""
+    found = {}
+    for attempt, rows, different in connection.execute(ROWS, (name,)):
+        assert rows == different, f"{name}, attempt {attempt}: doubles"
+        found[attempt] = rows
+    return found
+
+
+def take_over(name: str, dsn: str, pid: int, told: memoryview) -> tuple[int, int]:
+    """Stop it, take over, let it go on; rows it had at the take-over, and at the end."""
+    os.kill(pid, signal.SIGSTOP)
+    wait_until(lambda: state_of(pid) == "T", "the process stands still")
+    with (
+        psycopg.connect(dsn, autocommit=True) as connection,
+        qigstore.session(name, dsn=dsn, takeover=True, quiet=True) as run,
+    ):
+        before = rows_of(connection, name).get(1, 0)
+        recorded = told[0]
+        for step in range(50):
+            run.record(step, loss=1.0)
+        os.kill(pid, signal.SIGCONT)
+        for step in range(50, 100):
+            run.record(step, loss=1.0)
+        wait_until(lambda: state_of(pid) == "-", f"{pid} noticed that it is stale", limit_s=60)
+        assert (told[1], told[0] - recorded >= ROWS_AFTER) == (ROWS_AFTER, True)
+        run.flush()
+        after = rows_of(connection, name)
+    assert after[run.attempt or 2] == 100
+    return before, after.get(1, 0)
+
+
+def rounds(count: int, folder: Path, dsn: str, rng: random.Random) -> None:
+    began, kept, stale = time.monotonic(), 0, 0
+    with nursery() as order:
+        for number in range(count):
+            name, place = f"round {number}", folder / f"{number}"
+            place.write_bytes(bytes(4096))
+            told = counters(place)
+            pid = order(session=name, dsn=dsn, counters=str(place), rows_after=ROWS_AFTER)
+            try:
+                wait_until(lambda told=told: told[0], "the first row is recorded")
+                time.sleep(rng.uniform(0, 0.3))
+                before, after = take_over(name, dsn, pid, told)
+            finally:
+                kill(pid)
+            kept += before
+            stale += after - before
+    print(
+        f"{count} take-overs in {time.monotonic() - began:.0f} s: "
+        f"{kept} rows stored before, {stale} stale ones after"
+    )
+    assert stale == 0
+    assert kept > count, "the process was stopped too early to mean anything"
+
+
+def test_twenty_take_overs_let_no_stale_row_through(
+    tmp_path: Path, home: Path, dsn: str, rng: random.Random
+) -> None:
+    rounds(20, tmp_path, dsn, rng)
+
+
+@pytest.mark.long
+def test_a_thousand_take_overs_let_no_stale_row_through(
+    tmp_path: Path, home: Path, dsn: str, rng: random.Random
+) -> None:
+    rounds(figure(1000), tmp_path, dsn, rng)
