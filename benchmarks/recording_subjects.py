@@ -173,9 +173,9 @@ class _Ours(Subject):
 
 
 class RunRecord(_Ours):
-    """The whole of it, as a training loop calls it: keywords, default rules, spool, writer."""
+    """The whole of it, as a training loop calls it: default rules, spool, writer."""
 
-    title = "run.record(step, **row), default rules"
+    title = "run.record(step, row), default rules"
     hot_calls = 20_000
     bulk_rows = 100_000
 
@@ -186,8 +186,7 @@ class RunRecord(_Ours):
         self.run = qigstore.session(
             self.place.name, dsn=self.place.dsn, home=self.place.folder, quiet=True
         ).open()
-        record = self.run.record
-        return lambda step, row: record(step, **row)
+        return self.run.record
 
     def settle(self) -> None:
         self.run.flush(timeout_s=300)
@@ -195,6 +194,19 @@ class RunRecord(_Ours):
     def close(self) -> None:
         self.run.close()
         self.reader.close()
+
+
+class RunKeywords(RunRecord):
+    """The same, called with keywords."""
+
+    title = "run.record(step, **row), default rules"
+    bulk_rows = watched = 0
+    keeps = False
+
+    def open(self) -> Log:
+        super().open()
+        record = self.run.record
+        return lambda step, row: record(step, **row)
 
 
 class RecorderAlone(_Ours):
@@ -330,5 +342,5 @@ class WrittenFrame(_Floor):
         return os.pwritev(self.file, (head, memoryview(body)[8:]), at)
 
 
-OURS: Sequence[type[Subject]] = (RunRecord, RecorderAlone)
+OURS: Sequence[type[Subject]] = (RunRecord, RunKeywords, RecorderAlone)
 FLOORS: Sequence[type[Subject]] = (EmptyFunction, MappedFrame, WrittenFrame)

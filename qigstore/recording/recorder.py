@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
 from qigkernels.regimes import NO_REGIME, Regime, RegimeDetector, RegimeThresholds
+from qigstore.errors import InvalidInput
 from qigstore.recording.geometry import BasinTrack
 from qigstore.recording.values import (
     RESERVED,
@@ -98,13 +99,16 @@ class Recorder(Generic[A]):
             InvalidInput: what cannot be recorded, by name; nothing of the row was kept.
         """
         plan = self._plan
-        values = [*metrics.values()]
         try:
+            values = [*metrics.values()]
             if [*metrics] != plan.names or step >> STEP_BITS:
                 return self._record_slowly(step, metrics)
             # One sum tells that all are plain numbers: an array, tensor, text or None among them
             # makes it something else, or an error.
-            total = None if plan.mixed else sum(values)
+            try:
+                total = None if plan.mixed else sum(values)
+            except Exception:
+                total = None
             if not isinstance(total, _PLAIN):
                 total, values, plan.mixed = None, to_numbers(plan.names, values), True
         except Exception:
@@ -132,6 +136,8 @@ class Recorder(Generic[A]):
 
     def _record_slowly(self, step: Any, metrics: Mapping[str, Any]) -> Sequence[A]:
         number = to_step(step)
+        if not isinstance(metrics, Mapping):
+            raise InvalidInput("metrics", metrics, "a mapping of values by name")
         given = {name: value for name, value in metrics.items() if value is not None}
         basin, regime = given.pop("basin", None), given.pop("regime", None)
         if not (RESERVED.isdisjoint(given) and all(type(name) is str for name in given)):
