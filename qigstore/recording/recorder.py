@@ -101,17 +101,17 @@ class Recorder(Generic[A]):
         plan = self._plan
         try:
             values = [*metrics.values()]
-            if [*metrics] != plan.names or step >> STEP_BITS:
-                return self._record_slowly(step, metrics)
-            # One sum tells that all are plain numbers: an array, tensor, text or None among them
-            # makes it something else, or an error.
-            try:
-                total = None if plan.mixed else sum(values)
-            except Exception:
-                total = None
-            if not isinstance(total, _PLAIN):
-                total, values, plan.mixed = None, to_numbers(plan.names, values), True
+            usual = [*metrics] == plan.names and not step >> STEP_BITS
+            if plan.mixed:
+                total, values = None, to_numbers(plan.names, values)
+            else:
+                # One sum tells that all are plain numbers: an array, tensor, text or None among
+                # them makes it something else, or an error.
+                total = sum(values)
+                usual = usual and isinstance(total, _PLAIN)
         except Exception:
+            usual = False
+        if not usual:
             return self._record_slowly(step, metrics)
         spool = self._spool
         regime = NO_REGIME if plan.phi < 0 else self._regime(plan, values)
@@ -157,6 +157,7 @@ class Recorder(Generic[A]):
                 self._track.advance(point, told)
             if point is None:
                 self._plan = plan
+                plan.mixed = not all(isinstance(value, _PLAIN) for value in given.values())
             self._last = (number, plan.names, values, code)
             return () if plan.check is None else plan.check(number, values, None)
 

@@ -404,11 +404,12 @@ def test_rules_see_the_row_after_it_is_safe(spool: Spool) -> None:
     recorder: Recorder[str] = Recorder(spool, bind_rules=bind)
     assert recorder.record(0, {"loss": 1.0, "phi": None}) == ()
     assert recorder.record(1, {"loss": 2.0}) == ["('loss',) 1"]
-    with pytest.raises(RuntimeError, match="bug"):
-        recorder.record(2, {"loss": 3.0})
-    assert seen == [(0, (1.0,)), (1, (2.0,)), (2, (3.0,))]
-    assert [row["loss"] for row in rows_of(spool)] == [1.0, 2.0, 3.0]
-    assert (recorder.last_step, recorder.last) == (2, {"loss": 3.0})
+    for row in ({"loss": 3.0}, {"loss": 4.0, "phi": 0.5}, {"loss": np.float32(5.0)}):
+        with pytest.raises(RuntimeError, match="bug"):
+            recorder.record(2, row)
+    assert seen == [(0, (1.0,)), (1, (2.0,)), (2, (3.0,)), (2, (4.0, 0.5)), (2, (5.0,))]
+    assert [row["loss"] for row in rows_of(spool)] == [1.0, 2.0, 3.0, 4.0, 5.0]
+    assert (recorder.last_step, recorder.last) == (2, {"loss": 5.0})
 
 
 def test_threads_record_without_losing_a_row(spool: Spool, recorder: Recorder[Any]) -> None:
