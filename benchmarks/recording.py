@@ -222,7 +222,7 @@ def _rate_table(told: Told) -> Iterator[str]:
                 (
                     f"{title:42}",
                     f"{_middle(found) / 1000:>9,.2f}",
-                    f"{_middle(ratios) if ratios else float('nan'):>9.3f}",
+                    f"{_middle(ratios):>9.4f}",
                     f"({min(found) / 1000:,.2f} to {max(found) / 1000:,.2f})",
                 )
             )
@@ -267,7 +267,7 @@ def report(told: Told) -> Iterator[str]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run it."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--rows", type=int, default=100_000, help="of COPY and of the backlog")
     parser.add_argument("--only", nargs="*", default=(), choices=[*SUBJECTS], metavar="NAME")
     parser.add_argument("--json", type=Path)

@@ -32,7 +32,7 @@ class Trackio(Subject):
 
     title = "trackio.log(row)"
     needs = ("trackio",)
-    bulk_rows = 10_000
+    hot_calls, bulk_rows = 2_000, 5_000
 
     def open(self) -> Log:
         os.environ["TRACKIO_DIR"] = str(self.place.folder)
@@ -79,7 +79,7 @@ class Wandb(Subject):
 
     title = "wandb offline run.log(row)"
     needs = ("wandb",)
-    bulk_rows = 10_000
+    hot_calls, bulk_rows = 2_000, 4_000
 
     def open(self) -> Log:
         folder = str(self.place.folder)
@@ -137,8 +137,7 @@ class TensorBoard(Subject):
     """`add_scalar` of each metric, by torch's writer where there is one, else tensorboardX's."""
 
     title = "TensorBoard add_scalar × 20"
-    hot_calls = 1_500
-    bulk_rows = 3_000
+    hot_calls, bulk_rows = 1_000, 1_500
     watched = 2  # its writer waits two minutes
 
     @classmethod
@@ -283,7 +282,7 @@ class MlflowAsync(_Mlflow):
     """`mlflow.log_metrics(synchronous=False)`: queued for a thread that stores."""
 
     title = "mlflow.log_metrics(row, synchronous=False)"
-    hot_calls, paced_calls, bulk_rows = 200, 200, 200
+    hot_calls, paced_calls, bulk_rows = 200, 200, 100
 
     def open(self) -> Log:
         self._begin()
