@@ -1,236 +1,127 @@
 """What recording costs, and how fast rows are readable: ratios against peers in the same run.
 
-    python -m benchmarks.recording [--rows N] [--repeats K] [--json FILE]
+    python -m benchmarks.recording [--repeats K] [--rows N] [--only NAME …] [--json FILE]
 
-Every repeat measures each of them, one after the other, so that a slow minute of the machine hits
-all alike; the spread over the repeats is printed beside the median. The peers: psycopg's
-`copy.write_row` of the same rows into the same server, and trackio (`pip install qigstore[bench]`).
+20 metrics a step. Every repeat measures each of them, one after the other and each in a process of
+its own, so that a slow minute of the machine hits all alike; figures are medians over the repeats.
+The peers come with `pip install 'qigstore[bench]'`; one that cannot run here is listed with the
+reason. The floors say what part of a figure is the machine's: a call that does nothing, a frame
+with nothing around it, PostgreSQL's own COPY. The server is an embedded one of this run's own.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import logging
 import os
-import random
-import sqlite3
 import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from importlib.util import find_spec
+from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
-from time import perf_counter, perf_counter_ns, sleep
+from time import perf_counter
 from typing import Any
-from uuid import uuid4
 
-from qigstore.recording.recorder import Recorder
-from qigstore.recording.spool import Spool, SpoolIdentity
-from qigstore.recording.spool.leftover import LeftOver, spool_folders
-from qigstore.recording.spool.reader import SpoolReader
-from qigstore.recording.writer import Writer
-from qigstore.records import STANDARD_METRICS
-from qigstore.repository import Store
+from benchmarks.recording_child import (
+    DSN_VARIABLE,
+    KILLED_CALLS,
+    PACE_S,
+    SEEN_LIMIT_S,
+    SUBJECTS,
+    TOLD,
+)
+from benchmarks.recording_copy import COPY, RATES
+from benchmarks.recording_subjects import NAMES, OURS, Place, new_spool, rows
 
 __all__ = ["main"]
 
-NAMES = (*STANDARD_METRICS[:10], *(f"custom/{i}" for i in range(10)))
-PACE_S = 0.002
-PACED_CALLS = 500
-HOT_CALLS = 20_000
-PEER_HOT_CALLS = 2_000
-KILLED_CALLS = 300
-
-Log = Callable[[int, dict[str, float]], object]
+_CHILD_LIMIT_S = 180.0
+_FIRST = OURS[0].__name__
 
 
-def rows(count: int) -> list[dict[str, float]]:
-    """Rows of 20 metrics, half of them standard ones."""
-    rng = random.Random(1)
-    return [{name: rng.random() for name in NAMES} for _ in range(count)]
+@dataclass
+class Told:
+    """What was measured: by subject, one entry a repeat; rates by name; what did not run, why."""
+
+    measures: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    left: dict[str, int] = field(default_factory=dict)
+    rates: dict[str, list[float]] = field(default_factory=dict)
+    absent: dict[str, str] = field(default_factory=dict)
+    spool_bytes: int = 0
 
 
-@dataclass(frozen=True)
-class Cost:
-    """Nanoseconds of one call."""
+class Bench:
+    """Runs the subjects in processes of their own, in folders of their own."""
 
-    median: float
-    p99: float
-    p999: float
+    def __init__(self, root: Path, dsn: str) -> None:
+        self.root, self.dsn, self.told = root, dsn, Told()
+        self._numbers = count()
 
-    @classmethod
-    def of(cls, log: Log, data: Sequence[dict[str, float]], *, pace_s: float, first: int) -> Cost:
-        """Time each call."""
-        taken = []
-        for step, row in enumerate(data, first):
-            if pace_s:
-                sleep(pace_s)
-            began = perf_counter_ns()
-            log(step, row)
-            taken.append(perf_counter_ns() - began)
-        taken.sort()
-        pick = [taken[int(share * (len(taken) - 1))] for share in (0.5, 0.99, 0.999)]
-        return cls(*map(float, pick))
+    def place(self, name: str) -> Place:
+        """A fresh one."""
+        folder = self.root / f"{name.lower()}-{next(self._numbers)}"
+        folder.mkdir()
+        return Place(folder, self.dsn, folder.name)
 
+    def child(self, what: str, name: str, place: Place) -> dict[str, Any] | None:
+        """What a child told; None where it could not, which is noted with the reason."""
+        _progress(f"{what} {name}")
+        command = [sys.executable, "-m", "benchmarks.recording_child", what, name]
+        log = place.folder / f"{what}.log"
+        with log.open("wb") as output:
+            try:
+                done = subprocess.run(
+                    [*command, str(place.folder)], stdout=output, stderr=output, check=False,
+                    env=os.environ | {DSN_VARIABLE: self.dsn}, timeout=_CHILD_LIMIT_S,
+                )  # fmt: skip
+                code: object = done.returncode
+            except subprocess.TimeoutExpired:
+                code = f"over {_CHILD_LIMIT_S:g} s"
+        told = place.folder / TOLD
+        if what == "die" and code == -9:
+            return {}
+        if code == 0 and told.exists():
+            found: dict[str, Any] = json.loads(told.read_text())
+            return found
+        last = log.read_text(errors="replace").strip().splitlines()[-1:] or ["no message"]
+        self.told.absent[name] = f"failed here ({code}): {last[0][:150]}"
+        return None
 
-# -- the three that are measured -------------------------------------------------------------
+    def subject(self, name: str) -> None:
+        """Measure one of them once."""
+        found = self.child("measure", name, self.place(name))
+        if found is not None:
+            self.told.measures.setdefault(name, []).append(found)
 
+    def kill(self, name: str) -> None:
+        """Count what one of them leaves behind when it is killed right after its last call."""
+        place = self.place(name)
+        if self.child("die", name, place) is not None:
+            found = self.child("left", name, place)
+            if found is not None:
+                self.told.left[name] = int(found["left"])
 
-def new_spool(root: Path) -> Spool:
-    """A spool of its own."""
-    told = SpoolIdentity(
-        writer=uuid4(),
-        attempt=uuid4(),
-        session=f"bench-{uuid4().hex[:8]}",
-        rank=0,
-        config={},
-        host="bench",
-        pid=os.getpid(),
-        created_at=datetime.now(UTC),
-    )
-    return Spool.create(root, told)
-
-
-@contextmanager
-def recording(root: Path, store: Store) -> Iterator[tuple[Recorder[Any], Writer]]:
-    """A recorder whose rows go to the database behind it; everything is stored at the end."""
-    spool = new_spool(root)
-    told = spool.identity
-    session = store.sessions.open(told.session, {})
-    attempt = store.sessions.open_attempt(
-        session.id, told.attempt, host=told.host, pid=told.pid, config={}
-    )
-    epoch = store.writers.register(told.writer, told.attempt, 0).epoch
-    writer = Writer(store, spool, session_id=session.id, attempt=attempt.number, epoch=epoch)
-    writer.start()
-    yield Recorder(spool), writer
-    writer.close(120)
-
-
-@contextmanager
-def trackio_log() -> Iterator[Log]:
-    """trackio's `log`, writing to a local folder."""
-    import trackio
-
-    trackio.init(project=f"bench-{uuid4().hex[:8]}", embed=False, auto_log_gpu=False,
-                 auto_log_cpu=False)  # fmt: skip
-    yield lambda step, row: trackio.log(row, step=step)
-    trackio.finish()
+    def rate(self, name: str, data: list[dict[str, float]]) -> None:
+        """One of the ways into PostgreSQL that is no call of a training loop."""
+        _progress(name)
+        found = RATES[name](self.place("rate"), data)
+        if isinstance(found, str):
+            self.told.absent[name] = found
+        else:
+            self.told.rates.setdefault(name, []).append(found)
 
 
-def copy_rate(dsn: str, data: Sequence[dict[str, float]]) -> float:
-    """Steps a second of `copy.write_row` in binary, into a table made as ours is."""
-    import psycopg
-
-    columns = ["session_id", "attempt", "rank", "step", "seq", "recorded_at",
-               *STANDARD_METRICS[:10], "custom"]  # fmt: skip
-    types = ["int8", "int4", "int4", "int8", "int8", "timestamptz", *["float8"] * 10, "float8[]"]
-    now = datetime.now(UTC)
-    with psycopg.connect(dsn) as connection, connection.cursor() as cursor:
-        cursor.execute("CREATE TABLE bench_copy (LIKE qigstore.telemetry INCLUDING ALL)")
-        connection.commit()
-        began = perf_counter()
-        with cursor.copy(
-            f"COPY bench_copy ({', '.join(columns)}) FROM STDIN (FORMAT BINARY)"
-        ) as copy:
-            copy.set_types(types)
-            for step, row in enumerate(data):
-                values = list(row.values())
-                copy.write_row((1, 1, 0, step, step, now, *values[:10], values[10:]))
-        connection.commit()
-        taken = perf_counter() - began
-        cursor.execute("DROP TABLE bench_copy")
-    return len(data) / taken
-
-
-def stored_rate(root: Path, store: Store, data: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Steps a second from the first `record()` until all are readable; and their bytes."""
-    with recording(root, store) as (recorder, writer):
-        record = recorder.record
-        began = perf_counter()
-        for step, row in enumerate(data):
-            record(step, row)
-        recorded = perf_counter()
-        writer.flush(300)
-        stored = perf_counter()
-    return {
-        "stored_steps_s": len(data) / (stored - began),
-        "recorded_steps_s": len(data) / (recorded - began),
-    }
-
-
-def backlog_rate(root: Path, store: Store, data: Sequence[dict[str, float]]) -> float:
-    """Steps a second from a left-over spool to PostgreSQL, with nobody recording meanwhile."""
-    from qigstore.recording.drain import drain_leftovers
-
-    spool = new_spool(root)
-    recorder: Recorder[Any] = Recorder(spool)
-    for step, row in enumerate(data):
-        recorder.record(step, row)
-    spool.close()
-    began = perf_counter()
-    reports = drain_leftovers(root, store)
-    taken = perf_counter() - began
-    assert sum(report.rows for report in reports) == len(data)
-    return len(data) / taken
-
-
-# -- what each keeps when the process is killed right after the last call --------------------
-
-
-def die_after_logging(peer: str, folder: Path) -> None:
-    """In a child: log at the pace of a training loop, then SIGKILL."""
-    data = rows(KILLED_CALLS)
-    if peer == "qigstore":
-        log: Log = Recorder(new_spool(folder)).record
-    else:
-        context = trackio_log()
-        log = context.__enter__()
-    for step, row in enumerate(data):
-        sleep(PACE_S)
-        log(step, row)
-    os.kill(os.getpid(), 9)
-
-
-def kept_after_kill(peer: str) -> int:
-    """Rows that are on the disk after a child was killed right after its last call."""
-    with tempfile.TemporaryDirectory() as folder:
-        environment = os.environ | {"TRACKIO_DIR": folder}
-        subprocess.run(
-            [sys.executable, "-m", "benchmarks.recording", "--die", peer, folder],
-            env=environment, check=False, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-        if peer == "trackio":
-            return sum(_metrics_in(path) for path in Path(folder).rglob("*.db"))
-        kept = 0
-        for spool in spool_folders(Path(folder)):
-            from qigstore.recording.spool.identity import read_identity
-
-            writer = read_identity(spool).writer
-            take = SpoolReader(LeftOver(spool, writer), writer).take(10 * KILLED_CALLS)
-            kept += take.count if take else 0
-        return kept
-
-
-def _metrics_in(path: Path) -> int:
-    with sqlite3.connect(path) as connection:
-        tables = connection.execute("SELECT name FROM sqlite_master WHERE name = 'metrics'")
-        if tables.fetchone() is None:
-            return 0
-        return int(connection.execute("SELECT count(*) FROM metrics").fetchone()[0])
-
-
-# -- the run ---------------------------------------------------------------------------------
+def _progress(text: str) -> None:
+    print(f"… {text}", file=sys.stderr, flush=True)
 
 
 @contextmanager
-def server() -> Iterator[tuple[str, Store]]:
-    """A migrated database: `QIGSTORE_BENCH_DSN`, else an embedded server of our own."""
+def server() -> Iterator[str]:
+    """DSN of a migrated database: `QIGSTORE_BENCH_DSN`, else an embedded server of our own."""
     from qigstore.database.embedded import EmbeddedServer
     from qigstore.database.engine import Database
     from qigstore.database.migrate import upgrade
@@ -242,110 +133,152 @@ def server() -> Iterator[tuple[str, Store]]:
             dsn = given or (started.dsn() if started else "")
             database = Database(dsn)
             upgrade(database)
-            with Store(database) as store:
-                yield dsn, store
+            database.dispose()
+            yield dsn
         finally:
             if started is not None:
                 started.close()
 
 
-def one_repeat(root: Path, dsn: str, store: Store, data: list[dict[str, float]]) -> dict[str, Any]:
-    """Each measure once."""
-    told: dict[str, Any] = {}
-    with recording(root, store) as (recorder, _):
-        record = recorder.record
-        Cost.of(record, data[:100], pace_s=0, first=0)
-        told["hot"] = vars(Cost.of(record, data[:HOT_CALLS], pace_s=0, first=100))
-        paced = data[:PACED_CALLS]
-        told["paced"] = vars(Cost.of(record, paced, pace_s=PACE_S, first=100 + HOT_CALLS))
-    if find_spec("trackio"):
-        with trackio_log() as log:
-            told["trackio_hot"] = vars(Cost.of(log, data[:PEER_HOT_CALLS], pace_s=0, first=0))
-            paced = data[:PACED_CALLS]
-            told["trackio_paced"] = vars(Cost.of(log, paced, pace_s=PACE_S, first=PEER_HOT_CALLS))
-    told |= stored_rate(root, store, data)
-    told["backlog_steps_s"] = backlog_rate(root, store, data)
-    told["copy_steps_s"] = copy_rate(dsn, data)
-    return told
+def run(only: Sequence[str], repeats: int, count_rows: int) -> Told:
+    """Measure all of them, `repeats` times round."""
+    chosen = [name for name in SUBJECTS if not only or name in only]
+    with tempfile.TemporaryDirectory(prefix="qs-") as folder, server() as dsn:
+        bench = Bench(Path(folder), dsn)
+        for name in chosen:
+            reason = SUBJECTS[name].missing()
+            if reason:
+                bench.told.absent[name] = reason
+        data = rows(count_rows)
+        for number in range(repeats):
+            _progress(f"repeat {number + 1} of {repeats}")
+            for name in chosen:
+                if name not in bench.told.absent:
+                    bench.subject(name)
+            for name in RATES:
+                if name not in bench.told.absent:
+                    bench.rate(name, data)
+        for name in chosen:
+            if SUBJECTS[name].keeps and name not in bench.told.absent:
+                bench.kill(name)
+        spool = new_spool(bench.place("size"))
+        bench.told.spool_bytes = spool.layout(NAMES).size
+        spool.remove()
+    return bench.told
 
 
-def bytes_a_step(dsn: str, spool_row: int) -> dict[str, float]:
-    """Bytes of one step in the spool and in the table with its index."""
-    import psycopg
-
-    with psycopg.connect(dsn) as connection:
-        size, count = connection.execute(
-            "SELECT pg_total_relation_size('qigstore.telemetry'), count(*) FROM qigstore.telemetry"
-        ).fetchone() or (0, 1)
-    return {"spool_bytes": float(spool_row), "postgres_bytes": size / max(count, 1)}
+# -- the report ------------------------------------------------------------------------------
 
 
-def spread(values: Sequence[float], scale: float = 1.0, digits: int = 1) -> str:
-    """Median and range."""
-    low, middle, high = (f(values) / scale for f in (min, statistics.median, max))
-    return f"{middle:,.{digits}f} ({low:,.{digits}f} to {high:,.{digits}f})"
+def _middle(values: Sequence[float]) -> float:
+    return statistics.median(values) if values else float("nan")
 
 
-def report(told: dict[str, Any]) -> Iterator[str]:
+def _column(repeats: list[dict[str, Any]], kind: str, key: str) -> list[float]:
+    return [repeat[kind][key] for repeat in repeats if key in repeat.get(kind, {})]
+
+
+def _micro(values: list[float]) -> str:
+    return f"{_middle(values) / 1000:,.1f}" if values else "–"
+
+
+def _ratio(repeats: list[dict[str, Any]], ours: list[dict[str, Any]], kind: str, key: str) -> str:
+    pairs = zip(_column(repeats, kind, key), _column(ours, kind, key), strict=False)
+    value = _middle([theirs / own for theirs, own in pairs])
+    return f"{value:,.2f}×" if value < 10 else f"{value:,.0f}×"
+
+
+def _call_table(told: Told, kind: str) -> Iterator[str]:
+    ours = told.measures.get(_FIRST, [])
+    for name, repeats in told.measures.items():
+        p50 = _column(repeats, kind, "p50")
+        low, high = min(p50) / 1000, max(p50) / 1000
+        yield "  ".join(
+            (
+                f"{_title(name):42}",
+                *(f"{_micro(_column(repeats, kind, key)):>9}" for key in ("p50", "p99", "p999")),
+                f"{_micro(_column(repeats, kind, 'mean')):>9}",
+                *(f"{_ratio(repeats, ours, kind, key):>9}" for key in ("p50", "mean")),
+                f"({low:,.1f} to {high:,.1f})",
+            )
+        )
+
+
+def _title(name: str) -> str:
+    return SUBJECTS[name].title
+
+
+def _rate_table(told: Told) -> Iterator[str]:
+    rates = {
+        _title(name): [repeat["steps_s"] for repeat in repeats if "steps_s" in repeat]
+        for name, repeats in told.measures.items()
+    }
+    rates |= told.rates
+    base = told.rates.get(COPY, [])
+    for title, found in rates.items():
+        if found:
+            ratios = [a / b for a, b in zip(found, base, strict=False)]
+            yield "  ".join(
+                (
+                    f"{title:42}",
+                    f"{_middle(found) / 1000:>9,.2f}",
+                    f"{_middle(ratios):>9.4f}",
+                    f"({min(found) / 1000:,.2f} to {max(found) / 1000:,.2f})",
+                )
+            )
+
+
+def _size_table(told: Told) -> Iterator[str]:
+    yield f"{'our spool':42}  {told.spool_bytes:>9,}"
+    for name, repeats in told.measures.items():
+        found = [repeat["bytes"] for repeat in repeats if "bytes" in repeat]
+        if found:
+            yield f"{_title(name):42}  {_middle(found):>9,.0f}"
+
+
+def _seen_table(told: Told) -> Iterator[str]:
+    for name, repeats in told.measures.items():
+        found = [value for repeat in repeats for value in repeat.get("seen_s", ())]
+        if found:
+            limit = f"(> {SEEN_LIMIT_S:g} s: not waited for)" if max(found) > SEEN_LIMIT_S else ""
+            yield f"{_title(name):42}  {_middle(found):>9.3f}  {max(found):>9.3f}  {limit}"
+
+
+def report(told: Told) -> Iterator[str]:
     """The figures as text."""
-    repeats = told["repeats"]
-    for kind, name in (("hot", "back to back"), ("paced", f"every {PACE_S * 1000:g} ms")):
-        for who in ("", "trackio_"):
-            if who + kind not in repeats[0]:
-                continue
-            costs = [repeat[who + kind] for repeat in repeats]
-            parts = [
-                f"{p} {spread([c[p] for c in costs], 1000)}" for p in ("median", "p99", "p999")
-            ]
-            yield f"{'trackio.log' if who else 'record()':12} {name:13} µs: {', '.join(parts)}"
-        if f"trackio_{kind}" in repeats[0]:
-            ratios = [r[f"trackio_{kind}"]["median"] / r[kind]["median"] for r in repeats]
-            yield f"  trackio / qigstore, median: {spread(ratios)}"
-    if "trackio_hot" not in repeats[0]:
-        yield "trackio is not installed: no peer for record(). pip install 'qigstore[bench]'"
-    for key, name in (
-        ("stored_steps_s", "record() to readable in PostgreSQL"),
-        ("backlog_steps_s", "left-over spool to PostgreSQL"),
-        ("copy_steps_s", "psycopg copy.write_row, same rows"),
-    ):
-        yield f"{name:36} k steps/s: {spread([r[key] for r in repeats], 1000)}"
-    for key in ("stored_steps_s", "backlog_steps_s"):
-        ratios = [r[key] / r["copy_steps_s"] for r in repeats]
-        yield f"  {key[:-8]} / copy.write_row: {spread(ratios, digits=2)}"
-    sizes = told["bytes"]
-    yield f"bytes a step: {sizes['spool_bytes']:.0f} in the spool, "\
-          f"{sizes['postgres_bytes']:.0f} in PostgreSQL (index included)"  # fmt: skip
-    for peer, kept in told["kept_after_sigkill"].items():
-        yield f"kept after SIGKILL: {peer} {kept} of {KILLED_CALLS} logged rows"
+    heads = "  ".join(f"{head:>9}" for head in ("p50", "p99", "p99.9", "mean"))
+    for kind, pace in (("hot", "back to back"), ("paced", f"every {PACE_S * 1000:g} ms")):
+        ratios = f"{'p50/ours':>9}  {'mean/ours':>9}"
+        yield f"\n{f'µs a call, {pace}':42}  {heads}  {ratios}  (p50, least to most)"
+        yield from _call_table(told, kind)
+    yield f"\n{'k steps/s until readable':42}  {'median':>9}  {'to COPY':>9}  (least to most)"
+    yield from _rate_table(told)
+    yield f"\n{'bytes a step':42}  {'median':>9}"
+    yield from _size_table(told)
+    yield f"\n{'s until a reader sees a step':42}  {'median':>9}  {'most':>9}"
+    yield from _seen_table(told)
+    yield f"\nsteps left of {KILLED_CALLS}, SIGKILL right after the last call returned"
+    yield from (f"{_title(name):42}  {left:>9}" for name, left in told.left.items())
+    for name, reason in told.absent.items():
+        title = SUBJECTS[name].title if name in SUBJECTS else name
+        yield f"\nNOT MEASURED: {title}: {reason}"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run it."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
-    parser.add_argument("--rows", type=int, default=100_000)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--rows", type=int, default=100_000, help="of COPY and of the backlog")
+    parser.add_argument("--only", nargs="*", default=(), choices=[*SUBJECTS], metavar="NAME")
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--die", nargs=2, help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
-    if given.die:
-        die_after_logging(given.die[0], Path(given.die[1]))
-    logging.getLogger("httpx").setLevel(logging.WARNING)
-    data = rows(max(given.rows, HOT_CALLS))
-    with tempfile.TemporaryDirectory(prefix="qs-") as folder, server() as (dsn, store):
-        os.environ["TRACKIO_DIR"] = f"{folder}/trackio"
-        root = Path(folder) / "spool"
-        repeats = [one_repeat(root, dsn, store, data) for _ in range(given.repeats)]
-        spool = new_spool(root)
-        size = spool.layout(NAMES).size
-        spool.remove()
-        told = {"rows": len(data), "repeats": repeats, "bytes": bytes_a_step(dsn, size)}
-    peers = ["qigstore", *(["trackio"] if find_spec("trackio") else [])]
-    told["kept_after_sigkill"] = {peer: kept_after_kill(peer) for peer in peers}
-    print(f"20 metrics, {len(data)} rows, {given.repeats} repeats: median (range)")
+    began = perf_counter()
+    told = run(given.only, given.repeats, given.rows)
+    print(f"20 metrics a step, {given.repeats} repeats, {perf_counter() - began:.0f} s in all")
     for line in report(told):
         print(line)
     if given.json:
-        given.json.write_text(json.dumps(told, indent=1))
+        given.json.write_text(json.dumps(vars(told), indent=1))
 
 
 if __name__ == "__main__":

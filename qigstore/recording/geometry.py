@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from qigstore.errors import InvalidInput
@@ -27,6 +28,7 @@ class BasinTrack:
     def __init__(self) -> None:
         self.reference: Basin | None = None
         self._last: tuple[Basin, ...] = ()
+        self._stride = 0.0  # between the two in `_last`
 
     def check(self, basin: Any, name: str = "basin") -> Basin:
         """A distribution as a float64 vector of its own, `(n,)`.
@@ -37,6 +39,7 @@ class BasinTrack:
         import numpy as np
 
         from qigkernels import ValidationError, validate_distribution
+        from qigkernels.validation import SUM_TOLERANCE
 
         if hasattr(basin, "detach"):
             basin = basin.detach().cpu()
@@ -48,8 +51,10 @@ class BasinTrack:
         if point.ndim != 1 or not 2 <= len(point) <= BASIN_DIMENSION_MAX:
             shape = f"shape {point.shape}"
             raise InvalidInput(name, shape, f"{expected} of 2 to {BASIN_DIMENSION_MAX} entries")
+        if point.min() >= 0.0 and abs(point.sum() - 1.0) <= SUM_TOLERANCE:
+            return point
         try:
-            validate_distribution(point, name)
+            validate_distribution(point, name)  # the same question, with words for each answer
         except ValidationError as error:
             raise InvalidInput(name, basin, f"{expected}: {error}") from error
         return point
@@ -69,29 +74,32 @@ class BasinTrack:
             told["basin_distance"] = float(distance(reference, point, check=False))
         path = [p for p in self._last if p.shape == point.shape]
         if path:
-            told["geodesic_distance"] = float(distance(path[-1], point, check=False))
-        if len(path) == 2:
-            told["curvature"] = _curvature(path[0], path[1], point)
+            stride = float(distance(path[-1], point, check=False))
+            told["geodesic_distance"] = stride
+            if len(path) == 2:
+                length = self._stride + stride
+                told["curvature"] = _curvature(path[0], path[1], point, length=length)
         return told
 
-    def advance(self, point: Basin) -> None:
-        """The row of this basin is recorded."""
+    def advance(self, point: Basin, told: Mapping[str, float]) -> None:
+        """The row of this basin, of which `measure` told this, is recorded."""
         if self.reference is None:
             self.reference = point
         self._last = (*self._last[-1:], point)
+        self._stride = told.get("geodesic_distance", 0.0)
 
 
-def _curvature(before: Basin, here: Basin, after: Basin) -> float:
-    """`qigkernels.simplex.path_curvature` of three points, for one call a row (18 times faster)."""
-    from qigkernels.simplex import distance
+def _curvature(before: Basin, here: Basin, after: Basin, *, length: float) -> float:
+    """`qigkernels.simplex.path_curvature` of three points and the length of the path.
 
+    Made for one call a row: 18 times faster.
+    """
     back, forth = _direction(here, before), _direction(here, after)
     if back is None or forth is None:
         return 0.0  # a repeated point has no direction, and makes no turn
     gap, total = forth + back, forth - back
     angle = 2.0 * math.atan2(math.sqrt(gap.dot(gap)), math.sqrt(total.dot(total)))
-    length = distance(before, here, check=False) + distance(here, after, check=False)
-    return 2.0 * angle / float(length)
+    return 2.0 * angle / length
 
 
 def _direction(here: Basin, there: Basin) -> Basin | None:

@@ -1,7 +1,7 @@
 """The hot path: from `record(step, metrics)` to a row in the spool, in a few microseconds.
 
-A row that looks as the last one did (the same names, plain numbers) takes the short way. Whatever
-does not goes the long way, where every check has its words.
+A row with the names of the last one takes the short way, a shorter one yet when all its values are
+plain numbers. Whatever else comes goes the long way, where every check has its words.
 """
 
 from __future__ import annotations
@@ -9,16 +9,17 @@ from __future__ import annotations
 import struct
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
 from qigkernels.regimes import NO_REGIME, Regime, RegimeDetector, RegimeThresholds
+from qigstore.errors import InvalidInput
 from qigstore.recording.geometry import BasinTrack
 from qigstore.recording.values import (
     RESERVED,
     STEP_BITS,
     check_names,
     regime_code,
-    to_number,
+    to_numbers,
     to_step,
 )
 
@@ -37,19 +38,22 @@ _PLANS_MAX = 4_096
 _PLAIN = (float, int)
 # NumPy's float64 is a float too; a sum with any array, tensor or Decimal in it is not.
 
+Check: TypeAlias = Callable[[int, Sequence[float], float | None], Sequence[A]]
+"""Step, values and, where it is known, their sum → alarms."""
+
 
 class _Plan(Generic[A]):
-    """What is known of rows with these names: worked out once."""
+    """What is known of rows with these names: worked out once.
 
-    __slots__ = ("check", "kappa", "layout", "names", "phi", "place")
+    `mixed`: some values were no plain numbers (NumPy scalars, 0-d tensors), and will be again.
+    """
 
-    def __init__(
-        self,
-        names: tuple[str, ...],
-        layout: Layout | None,
-        check: Callable[[int, Sequence[float]], Sequence[A]] | None,
-    ) -> None:
-        self.names, self.layout, self.check = names, layout, check
+    __slots__ = ("check", "kappa", "layout", "mixed", "names", "phi", "place")
+
+    def __init__(self, layout: Layout, check: Check[A] | None) -> None:
+        self.layout, self.check, self.mixed = layout, check, False
+        # A list, as `[*metrics]` is the cheapest way to have a row's names.
+        self.names = names = [*layout.names]
         self.phi, self.kappa, self.place = (
             names.index(name) if name in names else -1
             for name in ("phi", "kappa_eff", "basin_distance")
@@ -61,8 +65,8 @@ class Recorder(Generic[A]):
 
     Args:
         spool: where the rows go.
-        bind_rules: makes, for the names of a row, the check that is called with its step and
-            values *after* the row is in the spool: no rule can lose a row.
+        bind_rules: makes, for the names of a row, the check that is called with its step, values
+            and sum *after* the row is in the spool: no rule can lose a row.
         preset: thresholds of the regime, which is computed where the caller gives Φ and no regime.
     """
 
@@ -72,17 +76,16 @@ class Recorder(Generic[A]):
         self,
         spool: Spool,
         *,
-        bind_rules: Callable[[tuple[str, ...]], Callable[[int, Sequence[float]], Sequence[A]]]
-        | None = None,
+        bind_rules: Callable[[tuple[str, ...]], Check[A]] | None = None,
         preset: RegimeThresholds | None = None,
     ) -> None:
         self._spool = spool
         self._bind = bind_rules
         self._detect = RegimeDetector(preset).code
         self._track = BasinTrack()
-        self._plan: _Plan[A] = _Plan(("",), None, None)
         self._plans: OrderedDict[tuple[tuple[str, ...], int], _Plan[A]] = OrderedDict()
-        self._last: tuple[int, tuple[str, ...], Sequence[float], int] = (-1, (), (), NO_REGIME)
+        self._plan = self._plan_of((), 0)
+        self._last: tuple[int, Sequence[str], Sequence[float], int] = (-1, (), (), NO_REGIME)
 
     def record(self, step: int, metrics: Mapping[str, Any]) -> Sequence[A]:
         """Add one row; the alarms that the rules raise about it, `()` as a rule.
@@ -96,30 +99,30 @@ class Recorder(Generic[A]):
             InvalidInput: what cannot be recorded, by name; nothing of the row was kept.
         """
         plan = self._plan
-        values = tuple(metrics.values())
         try:
-            # One sum tells that all are plain numbers: an array, tensor, text or None among them
-            # would have made it something else, or an error.
-            if (
-                tuple(metrics) != plan.names
-                or step >> STEP_BITS
-                or not isinstance(sum(values), _PLAIN)
-            ):
-                return self._record_slowly(step, metrics)
+            values = [*metrics.values()]
+            usual = [*metrics] == plan.names and not step >> STEP_BITS
+            if plan.mixed:
+                total, values = None, to_numbers(plan.names, values)
+            else:
+                # One sum tells that all are plain numbers: an array, tensor, text or None among
+                # them makes it something else, or an error.
+                total = sum(values)
+                usual = usual and isinstance(total, _PLAIN)
         except Exception:
+            usual = False
+        if not usual:
             return self._record_slowly(step, metrics)
-        layout = plan.layout
-        assert layout is not None
         spool = self._spool
         regime = NO_REGIME if plan.phi < 0 else self._regime(plan, values)
         with spool.lock:
             try:
-                spool.append(layout, step, regime, values)
+                spool.append(plan.layout, step, regime, values)
             except (struct.error, TypeError, ValueError, ArithmeticError):
                 return self._record_slowly(step, metrics)
             self._last = (step, plan.names, values, regime)
             if plan.check is not None:
-                return plan.check(step, values)
+                return plan.check(step, values, total)
         return ()
 
     def _regime(self, plan: _Plan[A], values: Sequence[float]) -> int:
@@ -133,38 +136,37 @@ class Recorder(Generic[A]):
 
     def _record_slowly(self, step: Any, metrics: Mapping[str, Any]) -> Sequence[A]:
         number = to_step(step)
+        if not isinstance(metrics, Mapping):
+            raise InvalidInput("metrics", metrics, "a mapping of values by name")
         given = {name: value for name, value in metrics.items() if value is not None}
         basin, regime = given.pop("basin", None), given.pop("regime", None)
         if not (RESERVED.isdisjoint(given) and all(type(name) is str for name in given)):
             check_names(tuple(given))
-        row = {
-            name: value if type(value) is float else to_number(name, value)
-            for name, value in given.items()
-        }
+        row = dict(zip(given, to_numbers(given, given.values()), strict=True))
         code = None if regime is None else regime_code(regime)
         with self._spool.lock:
             point = None if basin is None else self._track.check(basin)
-            if point is not None:
-                row = self._track.measure(point) | row
+            told = {} if point is None else self._track.measure(point)
+            row = told | row
             plan = self._plan_of(tuple(row), 0 if point is None else len(point))
             values = tuple(row.values())
             if code is None:
                 code = NO_REGIME if plan.phi < 0 else self._regime(plan, values)
-            assert plan.layout is not None
             cells = values if point is None else (*values, *point.tolist())
             if self._spool.append(plan.layout, number, code, cells) and point is not None:
-                self._track.advance(point)
+                self._track.advance(point, told)
             if point is None:
                 self._plan = plan
+                plan.mixed = not all(isinstance(value, _PLAIN) for value in given.values())
             self._last = (number, plan.names, values, code)
-            return () if plan.check is None else plan.check(number, values)
+            return () if plan.check is None else plan.check(number, values, None)
 
     def _plan_of(self, names: tuple[str, ...], dimension: int) -> _Plan[A]:
         plan = self._plans.get((names, dimension))
         if plan is None:
             check_names(names)
             layout = self._spool.layout(names, dimension)
-            plan = _Plan(names, layout, None if self._bind is None else self._bind(names))
+            plan = _Plan(layout, None if self._bind is None else self._bind(names))
             self._plans[names, dimension] = plan
             if len(self._plans) > _PLANS_MAX:
                 self._plans.popitem(last=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Iterable
 from typing import Any
 
 from qigstore.errors import InvalidInput
@@ -15,6 +16,7 @@ __all__ = [
     "check_names",
     "regime_code",
     "to_number",
+    "to_numbers",
     "to_step",
 ]
 
@@ -115,6 +117,18 @@ def to_number(name: str, value: Any) -> float:
         # A scalar type of NumPy (an array can be assigned to): all of its values are fit.
         _known_scalars.add(type(value))
     return number
+
+
+def to_numbers(names: Iterable[str], values: Iterable[Any]) -> list[float]:
+    """Real scalars as floats; most of them are floats already.
+
+    Raises:
+        InvalidInput: what is no real scalar, by its name.
+    """
+    return [
+        value if type(value) is float else to_number(name, value)
+        for name, value in zip(names, values, strict=True)
+    ]
 
 
 def regime_code(value: Any) -> int:

@@ -12,12 +12,12 @@ A rule whose metric is in no layout never fires: what nobody measured has no val
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from math import isfinite, nextafter
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, Protocol, TypeAlias, get_args
 
 from qigstore.errors import ConfigurationError, InvalidInput
 from qigstore.records import Severity
@@ -52,8 +52,18 @@ _NAMES_SHOWN = 5
 _STATE_VERSION = 1
 
 Armed: TypeAlias = Literal["always", "after_healthy"]
-Check: TypeAlias = Callable[[int, Sequence[float]], Sequence[Alarm]]
-"""What `bind` returns: step and the values in the layout's order → the alarms, `()` when quiet."""
+
+
+class Check(Protocol):
+    """What `bind` returns."""
+
+    def __call__(
+        self, step: int, values: Sequence[float], total: float | None = None, /
+    ) -> Sequence[Alarm]:
+        """Judge a step by its values in the layout's order; the alarms, `()` when quiet.
+
+        `total`: the sum of the values, where the caller has it.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -333,8 +343,11 @@ class RuleSet:
         observers = tuple((i, detector.observe) for i, detector in watchers)
         busy, bounded = self._busy, self._bounded
 
-        def check(step: int, values: Sequence[float]) -> Sequence[Alarm]:
-            total = sum(values)
+        def check(
+            step: int, values: Sequence[float], total: float | None = None, /
+        ) -> Sequence[Alarm]:
+            if total is None:
+                total = sum(values)
             # A sum of finite values is finite, or overflows, which the slow path then finds out.
             if total - total != 0.0 or busy:
                 return slow(step, values)

@@ -6,6 +6,7 @@ import errno
 import math
 import os
 import random
+import resource
 import struct
 import threading
 from datetime import UTC, datetime
@@ -21,6 +22,8 @@ from qigstore.recording.spool.identity import acquire_lock, read_identity
 from qigstore.recording.spool.leftover import LeftOver, remove_folder, spool_folders
 from qigstore.recording.spool.reader import Source, SpoolReader
 from qigstore.recording.spool.segment import Disk
+
+_KERNEL = tuple(int(part) for part in os.uname().release.split("-")[0].split(".")[:2])
 
 
 def identity() -> SpoolIdentity:
@@ -96,6 +99,49 @@ def test_a_row_that_cannot_be_packed_leaves_nothing_behind(tmp_path: Path) -> No
     take = reader.take(10)
     assert take is not None
     assert (take.count, take.gap) == (2, 0)
+
+
+def test_a_row_is_whole_before_its_one_word_makes_it_valid(tmp_path: Path) -> None:
+    spool = Spool.create(tmp_path, identity())
+    append(spool, 1, loss=1.0)
+    left_over = LeftOver(spool.folder, spool.identity.writer)
+    seen = []
+
+    class Watched:
+        """Reads as another process would, right before and right after the store."""
+
+        def __init__(self, words: memoryview) -> None:
+            self.words = words
+
+        def __setitem__(self, place: int, word: int) -> None:
+            before = read_all(left_over, spool)
+            self.words[place] = word
+            seen.append((before, read_all(left_over, spool)))
+
+    spool.words = Watched(spool.words)  # type: ignore[assignment]
+    append(spool, 2, loss=2.0)
+    first, second = {1: (1, {"loss": 1.0})}, {2: (2, {"loss": 2.0})}
+    assert seen == [(first, first | second)]
+
+
+@pytest.mark.skipif(_KERNEL < (5, 14), reason="the kernel does not know MADV_POPULATE_WRITE")
+def test_rows_after_a_sync_find_their_pages_ready(tmp_path: Path) -> None:
+    spool = Spool.create(tmp_path, identity())
+
+    def faults(rows: int) -> int:
+        before = resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
+        for step in range(rows):
+            append(spool, step, **row)
+        return resource.getrusage(resource.RUSAGE_THREAD).ru_minflt - before
+
+    row = dict.fromkeys("abcdefghijklmnopqrst", 1.0)
+    faults(2000)  # the interpreter's own memory
+    unready = faults(300)  # 60,000 bytes, in pages of one fault each
+    spool.sync()
+    assert unready > 12
+    assert faults(300) < 4
+    spool.prepare()
+    assert faults(300) < 4
 
 
 def test_a_reader_goes_on_where_it_was_and_can_go_back(tmp_path: Path) -> None:

@@ -1,8 +1,9 @@
 """The bytes of the spool: the head of a segment, the frame of a row, the frame of a layout.
 
 Everything is little-endian and 8-byte aligned, so that the next frame after damage is found by its
-marker. A frame's CRC-32 is written last; it starts from a value drawn from the writer's identity,
-so that bytes of another spool, or a frame inside a payload, never pass for a frame of this one.
+marker. The first word of a row, marker and CRC-32, is written last; the CRC starts from a value
+drawn from the writer's identity, so that bytes of another spool, or a frame inside a payload, never
+pass for a frame of this one.
 
 ::
 
@@ -32,6 +33,7 @@ __all__ = [
     "MARKER",
     "MARKER_BYTES",
     "ROW_BYTES",
+    "WORD_BYTES",
     "Layout",
     "pack_head",
     "read_announcement",
@@ -43,6 +45,8 @@ MARKER_BYTES = b"qfr\xd7"
 MARKER = int.from_bytes(MARKER_BYTES, "little")
 KIND_ROW = 1
 KIND_LAYOUT = 2
+WORD_BYTES = 8
+"""Everything is counted and aligned in these; a frame's first one is its marker and CRC."""
 HEAD_BYTES = 64
 ROW_BYTES = 40
 """Bytes of a row before its values."""
@@ -85,18 +89,20 @@ class Layout:
         names: the metrics.
         dimension: length of the basin that follows them; 0: none.
         size: bytes of a row. words: the same in units of 8.
-        pack_into: writes a row (marker to last value) into a buffer.
+        pack: the bytes of a row after its first word (marker and CRC).
         block, segment: where the names were last written down; the spool keeps these.
     """
 
-    __slots__ = ("block", "dimension", "id", "names", "pack_into", "segment", "size", "words")
+    __slots__ = ("block", "dimension", "id", "names", "pack", "segment", "size", "words")
 
     def __init__(self, number: int, names: tuple[str, ...], dimension: int = 0) -> None:
         self.id, self.names, self.dimension = number, names, dimension
-        packer = struct.Struct(f"<IIHBbIQqq{len(names) + dimension}d")
-        self.size = packer.size
-        self.words = packer.size // 8
-        self.pack_into: Callable[..., None] = packer.pack_into
+        # "@", not "<": the same bytes on a little-endian machine, a sixth faster (doubles are
+        # copied instead of taken apart).
+        packer = struct.Struct(f"@HBbIQqq{len(names) + dimension}d")
+        self.size = WORD_BYTES + packer.size
+        self.words = self.size // WORD_BYTES
+        self.pack: Callable[..., bytes] = packer.pack
         self.block = self.segment = -1
 
     def announcement(self, seed: int) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+from contextlib import suppress
 from pathlib import Path
 from uuid import UUID
 
@@ -12,6 +13,8 @@ from qigstore.recording.spool.frame import HEAD_BYTES, pack_head
 __all__ = ["Disk", "Segment", "segment_number", "segment_path"]
 
 _SUFFIX = ".seg"
+_POPULATE_WRITE = 23
+"""MADV_POPULATE_WRITE of Linux 5.14 and later; Python has no name for it yet."""
 
 
 class Disk:
@@ -87,6 +90,7 @@ class Segment:
         first_seq: sequence of its first row. last_seq: of its last one, once it is sealed.
         end: bytes in use, once it is sealed; None while rows are still added.
         synced: bytes known to be durable.
+        map, view, words: its bytes, the same, and the same in words of 8.
     """
 
     __slots__ = (
@@ -108,12 +112,21 @@ class Segment:
             path.unlink()
             raise
         self.view = memoryview(self.map)
-        self.words = self.view.cast("I")
+        self.words = self.view.cast("Q")
 
     def begin(self, writer: UUID, first_seq: int) -> None:
         """Write the head: from now on it belongs to the spool."""
         self.first_seq = first_seq
         self.map[:HEAD_BYTES] = pack_head(writer, first_seq)
+
+    def make_writable(self, start: int, stop: int) -> None:
+        """Take the page faults of the next rows now; whatever happens, they can be written."""
+        stop = min(stop, self.size)
+        start -= start % mmap.PAGESIZE
+        if not self.map.closed and start < stop:
+            # An older kernel does not know the advice, and the rows take their faults themselves.
+            with suppress(OSError):
+                self.map.madvise(_POPULATE_WRITE, start, stop - start)
 
     def seal(self, end: int, last_seq: int) -> None:
         """No row is added any more."""

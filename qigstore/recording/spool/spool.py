@@ -41,6 +41,7 @@ _log = logging.getLogger("qigstore")
 _PAGE = 4096
 _BLOCK_BYTES = 1 << 16
 """Names are written again in each such block, so that damage to one copy costs at most a block."""
+_AHEAD_BYTES_MAX = 1 << 16
 _RETRY_INTERVAL_S = 0.1
 _LAYOUTS_MAX = 4_096
 
@@ -70,10 +71,10 @@ class Spool:
 
     __slots__ = (
         "__weakref__", "_active", "_bytes_max", "_deferred", "_disk", "_folder_dirty", "_layouts",
-        "_lock_descriptor", "_next_layout", "_next_number", "_notice", "_retry_at",
+        "_lock_descriptor", "_next_layout", "_next_number", "_notice", "_ready_at", "_retry_at",
         "_segment_bytes", "_segments", "_spare", "_tending", "_warned", "at", "block", "busy",
         "closed", "dropped", "folder", "forked", "identity", "limit", "lock", "map", "seed", "seq",
-        "view", "words",
+        "words",
     )  # fmt: skip
 
     def __init__(
@@ -103,7 +104,7 @@ class Spool:
         self._deferred: list[tuple[Layout, int, int, Sequence[float]]] = []
         self._tending = threading.Lock()
         self._next_number, self._next_layout = 1, 0
-        self._retry_at = 0.0
+        self._ready_at, self._retry_at = 0, 0.0
         self._warned = False
         self._notice = ""
         self._folder_dirty = True
@@ -183,9 +184,9 @@ class Spool:
             self._deferred.append((layout, step, regime, values))
             return True
         self.busy = True
-        at = self.at
-        end = at + layout.size
         try:
+            at = self.at
+            end = at + layout.size
             if end > self.limit or layout.block != self.block:
                 if not self._make_room(layout):
                     self.dropped += 1
@@ -193,17 +194,16 @@ class Spool:
                 at = self.at
                 end = at + layout.size
             seq = self.seq + 1
-            layout.pack_into(
-                self.map, at, MARKER, 0, layout.words, KIND_ROW, regime, layout.id, seq, step,
-                time_ns(), *values,
-            )  # fmt: skip
-            # Last of all: without its CRC the frame is nothing.
-            self.words[(at >> 2) + 1] = crc32(self.view[at + 8 : end], self.seed)
+            body = layout.pack(
+                layout.words, KIND_ROW, regime, layout.id, seq, step, time_ns(), *values
+            )
+            first = MARKER | crc32(body, self.seed) << 32
+            # From here on nothing is called, so no signal handler can come between. One aligned
+            # store comes last: without its marker and CRC the frame is nothing.
+            self.map[at + 8 : end] = body
+            self.words[at >> 3] = first
             self.seq = seq
             self.at = end
-        except BaseException:
-            self._wipe(at, end)
-            raise
         finally:
             self.busy = False
         if self._deferred:
@@ -213,11 +213,6 @@ class Spool:
     def _append_deferred(self) -> None:
         while self._deferred:
             self.append(*self._deferred.pop(0))
-
-    def _wipe(self, at: int, end: int) -> None:
-        # Left-over bytes of a row that was refused would look like damage after a shorter one.
-        if self._active is not None and self.at == at and end <= self._active.size:
-            self.map[at:end] = bytes(end - at)
 
     # -- room ---------------------------------------------------------------------------------
 
@@ -283,7 +278,7 @@ class Spool:
         segment.begin(self.identity.writer, self.seq + 1)
         self._segments.append(segment)
         self._active = segment
-        self.map, self.view, self.words = segment.map, segment.view, segment.words
+        self.map, self.words = segment.map, segment.words
         self.at = HEAD_BYTES
         self._begin_block()
         self._warned = False
@@ -316,7 +311,22 @@ class Spool:
     # -- behind the hot path: durability, reading, release ---------------------------------------
 
     def prepare(self) -> None:
-        """Have the next segment ready before it is needed, where there is room for it."""
+        """Have the next pages, and the next segment, ready before they are needed."""
+        self._prepare_pages()
+        self._prepare_segment()
+
+    def _prepare_pages(self) -> None:
+        # A page's first row, and its first after a sync, waits for the kernel to make it writable.
+        # As many pages as twice the rows of late: a slow run must not write empty pages all day.
+        with self._tending:
+            with self.lock:
+                segment, at, since = self._active, self.at, self._ready_at
+                self._ready_at = at
+            if segment is not None and not self.closed and not self.forked and at != since:
+                ahead = min(2 * max(at - since, 0), _AHEAD_BYTES_MAX)
+                segment.make_writable(at, at + ahead + 1)
+
+    def _prepare_segment(self) -> None:
         with self.lock:
             active = self._active
             if self._spare is not None or active is None or self.closed or self.forked:
@@ -363,6 +373,7 @@ class Spool:
                     failed.append(error)
         if failed:
             raise failed[0]
+        self._prepare_pages()
 
     def _sync_segment(self, segment: Segment, end: int) -> None:
         if segment.descriptor >= 0:
