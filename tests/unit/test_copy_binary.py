@@ -85,6 +85,15 @@ def test_an_array_with_gaps_is_encoded_as_an_array_of_nulls_and_numbers(
     assert ours([([field], count)]) == parsed_array(rows)
 
 
+def test_an_array_of_integers_is_an_array_of_int8() -> None:
+    values = np.array([[1, -(2**63)], [2**63 - 1, 0]])
+    lines = (
+        struct.pack(">hi5iiqiq", 1, 44, 1, 0, 20, 2, 1, 8, a, 8, b) for a, b in values.tolist()
+    )
+    expected = wire.HEADER + b"".join(lines) + wire.TRAILER
+    assert ours([([wire.Array(values, np.array([0, 1]))], 2)]) == expected
+
+
 def parsed_array(rows: Sequence[Row]) -> bytes:
     """The manual's layout of float8[], written out by hand: psycopg dumps gaps as text arrays."""
     out = bytearray(wire.HEADER)
