@@ -44,11 +44,12 @@ def roll(values: Sequence[float]) -> Told:
 
 def same(found: Sequence[Any], expected: Told, scale: float) -> bool:
     """Counts and extremes to the bit, means to rounding."""
-    exact = [*found[:2], *found[3:]], [*expected[:2], *expected[3:]]
-    return all(a == b or (a != a and b != b) for a, b in zip(*exact, strict=True)) and (
-        (found[2] != found[2] and expected[2] != expected[2])
-        or abs(found[2] - expected[2]) <= 1e-13 * scale + 1e-320
-    )
+    if [*map(int, found[3:])] != [*expected[3:]]:
+        return False
+    if not expected[3]:
+        return all(map(math.isnan, found[:3]))
+    close = abs(found[2] - expected[2]) <= 1e-13 * scale + 1e-320
+    return close and (found[0], found[1]) == expected[:2]
 
 
 def scale_of(values: Sequence[float]) -> float:
