@@ -36,8 +36,8 @@ __all__ = [
 
 HEADER = b"PGCOPY\n\xff\r\n\0" + struct.pack(">ii", 0, 0)
 TRAILER = struct.pack(">h", -1)
-BLOCK_BYTES = 1 << 18
-"""Size of one block: it stays in the processor's cache, and memory stays bounded."""
+BLOCK_BYTES = 1 << 22
+"""Size of one block, at most: memory stays bounded, and waits are few (`copy_stream`)."""
 
 _NULL = struct.pack(">i", -1)
 _LENGTH_8 = struct.pack(">i", 8)

@@ -25,6 +25,7 @@ from qigstore.records import STANDARD_METRICS
 from qigstore.repository import copy_binary as wire
 from qigstore.repository.batches import STEP_MAX, RowGroup, TelemetryBatch
 from qigstore.repository.buckets import Buckets, bucket_rows, join_buckets, widen
+from qigstore.repository.copy_stream import copy_in
 
 if TYPE_CHECKING:
     import psycopg
@@ -164,11 +165,7 @@ class _Roll:
             self._cursor.execute(_REMOVE, self._key | {"widths": widths, "starts": starts})
         if not self.made:
             return
-        columns = ", ".join([*_COLUMNS, *_VALUES, *_COUNTS])
-        statement = f"COPY qigstore.curve ({columns}) FROM STDIN (FORMAT BINARY)"
-        with self._cursor.copy(statement) as copy:
-            for block in wire.stream(self._fields()):
-                copy.write(block)
+        copy_in(self._cursor, "curve", [*_COLUMNS, *_VALUES, *_COUNTS], self._fields())
 
     def _fields(self) -> Iterator[tuple[list[wire.Field], int]]:
         for width, buckets in self.made:

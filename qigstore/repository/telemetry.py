@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from threading import Lock
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -20,6 +20,7 @@ from qigstore.errors import InvalidInput, NotFound, StaleWriter
 from qigstore.records import STANDARD_METRICS, TelemetryRow
 from qigstore.repository import copy_binary as wire
 from qigstore.repository.batches import NO_REGIME, AppendResult, RowGroup, TelemetryBatch
+from qigstore.repository.copy_stream import copy_in
 from qigstore.repository.curves import Past, roll_up
 
 if TYPE_CHECKING:
@@ -316,23 +317,11 @@ def _copy(
         for group in groups
         for part in _by_regime(group)
     )
-    _send(cursor, "telemetry", columns, parts)
+    copy_in(cursor, "telemetry", columns, parts)
     with_basins = [group for group in groups if group.basins is not None]
     if with_basins:
         parts = ((_basin_fields(batch, group), len(group)) for group in with_basins)
-        _send(cursor, "basin", [*_KEY, "root"], parts)
-
-
-def _send(
-    cursor: Cursor,
-    table: str,
-    columns: Sequence[str],
-    parts: Iterable[tuple[Sequence[wire.Field], int]],
-) -> None:
-    statement = f"COPY qigstore.{table} ({', '.join(columns)}) FROM STDIN (FORMAT BINARY)"
-    with cursor.copy(statement) as copy:
-        for block in wire.stream(parts):
-            copy.write(block)
+        copy_in(cursor, "basin", [*_KEY, "root"], parts)
 
 
 def _by_regime(group: RowGroup) -> Iterator[RowGroup]:

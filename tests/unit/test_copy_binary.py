@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import psycopg
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from psycopg._copy_base import format_row_binary
@@ -116,7 +117,10 @@ def test_every_bit_pattern_of_a_float_is_kept(payloads: list[int]) -> None:
     assert found == payloads
 
 
-def test_blocks_cut_anywhere_make_the_same_stream(rng: random.Random) -> None:
+def test_blocks_cut_anywhere_make_the_same_stream(
+    rng: random.Random, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wire, "BLOCK_BYTES", rng.randrange(1 << 14, 1 << 18))
     count = rng.randrange(20_000, 40_000)
     steps = np.arange(count)
     values = np.array([rng.random() for _ in range(2 * count)]).reshape(count, 2)
