@@ -58,10 +58,11 @@ JOIN qigstore.telemetry t ON {_MINE.format("t")}
  AND t.step >= b.start AND t.step < b.start + %(width)s
 WHERE t.seq <= %(last)s"""  # noqa: S608 - our own column names
 _PARTS = f"""
-SELECT c.start, c.rows, c.low, c.high, c.mean, c.finite, c.nans, c.infs
-FROM unnest(%(starts)s::bigint[]) AS b (start)
-JOIN qigstore.curve c ON {_MINE.format("c")} AND c.width = %(part)s
- AND c.start >= b.start AND c.start < b.start + %(width)s"""  # noqa: S608
+SELECT c.start, c.rows, c.low, c.high, c.mean, c.finite, c.nans, c.infs, c.width
+FROM unnest(%(widths)s::bigint[], %(starts)s::bigint[], %(stops)s::bigint[])
+ AS b (width, start, stop)
+JOIN qigstore.curve c ON {_MINE.format("c")} AND c.width = b.width
+ AND c.start >= b.start AND c.start < b.stop"""  # noqa: S608
 _REMOVE = f"""
 DELETE FROM qigstore.curve c USING unnest(%(widths)s::bigint[], %(starts)s::bigint[])
  AS b (width, start)
@@ -113,43 +114,60 @@ class _Roll:
         self._cursor, self._known, self._most = cursor, known, most
         self._key = {"session": batch.session_id, "attempt": batch.attempt, "rank": batch.rank}
         self._last = batch.last_seq
-        self.made: list[tuple[int, Buckets]] = []
+        self._made: list[tuple[int, Buckets]] = []
         self._stale: list[tuple[int, int]] = []
 
-    def narrowest(self, touched: Buckets, width: int) -> Buckets:
-        """Those of the base width; `touched` are the batch's rows alone."""
+    def up(self, touched: Buckets, width: int) -> None:
+        """All levels; `touched` are the batch's rows alone, in buckets of the base width."""
         index = touched.start // width
         closed, fresh = index < self._most // width, index > self._known // width
-        again = self._again(touched.start[closed & ~fresh], width)
+        again = self._again(index[closed & ~fresh], width)
         parts = [touched.take(closed & fresh)]
         for some in _cut(again, BUCKET_ROWS, touched.places):
             parts.append(self.rows(some, width).buckets(width))
-        return self._keep(join_buckets(parts, width), width)
+        made = self._keep(join_buckets(parts, width), width)
+        stored = self._parts(again, width, touched.places)
+        while len(made) and self._most // (width * FACTOR):
+            width *= FACTOR
+            closed = made.start // width < self._most // width
+            others = [
+                part.take(~np.isin(part.start, made.start))
+                for part in stored.get(width // FACTOR, [])
+            ]
+            made = self._keep(join_buckets([made.take(closed), *others], width), width)
 
-    def wider(self, parts: Buckets, part: int, width: int) -> Buckets:
-        """Those of `width`, of which `parts`, of the width `part`, are new or changed."""
-        index = parts.start // width
-        closed, fresh = index < self._most // width, index > self._known // width
-        again = self._again(parts.start[closed & ~fresh], width)
-        together = [parts.take(closed)]
-        for some in _cut(again, FACTOR, parts.places):
-            values = self._key | {"starts": some.tolist(), "part": part, "width": width}
-            stored = _parts(self._cursor.execute(_PARTS, values, binary=True).fetchall())
-            together.append(stored.take(~np.isin(stored.start, parts.start)))
-        return self._keep(join_buckets(together, width), width)
-
-    def _again(self, starts: NDArray[np.int64], width: int) -> NDArray[np.int64]:
+    def _again(self, index: NDArray[np.int64], width: int) -> NDArray[np.int64]:
         """Starts of the closed buckets that hold rows from before this batch."""
         open_before = self._known // width
-        found = set((starts // width).tolist())
-        self._stale += [(width, index * width) for index in sorted(found - {open_before})]
+        found = set(index.tolist())
         if 0 <= open_before < self._most // width:
             found.add(open_before)
         return np.array(sorted(found), np.int64) * width
 
+    def _parts(
+        self, again: NDArray[np.int64], width: int, places: NDArray[np.int64]
+    ) -> dict[int, list[Buckets]]:
+        """By width, the stored parts of the wider buckets that hold those of `again`."""
+        wanted: list[tuple[int, int, int]] = []
+        while len(again):
+            before = again[again // width < self._known // width]
+            self._stale += [(width, start) for start in before.tolist()]
+            part, width = width, width * FACTOR
+            again = np.unique(again // width)
+            again = again[again < self._most // width] * width
+            wanted += [(part, start, start + width) for start in again.tolist()]
+        found: dict[int, list[Buckets]] = {}
+        for some in _cut(np.array(wanted, np.int64).reshape(-1, 3), FACTOR, places):
+            widths, starts, stops = some.T.tolist()
+            values = self._key | {"widths": widths, "starts": starts, "stops": stops}
+            lines = self._cursor.execute(_PARTS, values, binary=True).fetchall()
+            for part in set(widths):
+                found.setdefault(part, []).append(_parts([r for r in lines if r[-1] == part]))
+        return found
+
     def _keep(self, buckets: Buckets, width: int) -> Buckets:
         if len(buckets):
-            self.made.append((width, buckets))
+            self._made.append((width, buckets))
         return buckets
 
     def rows(self, starts: NDArray[np.int64], width: int, last_seq: int | None = None) -> _Rows:
@@ -163,12 +181,12 @@ class _Roll:
         if self._stale:
             widths, starts = (list(part) for part in zip(*self._stale, strict=True))
             self._cursor.execute(_REMOVE, self._key | {"widths": widths, "starts": starts})
-        if not self.made:
+        if not self._made:
             return
         copy_in(self._cursor, "curve", [*_COLUMNS, *_VALUES, *_COUNTS], self._fields())
 
     def _fields(self) -> Iterator[tuple[list[wire.Field], int]]:
-        for width, buckets in self.made:
+        for width, buckets in self._made:
             plain = (buckets.finite == buckets.rows[:, None]).all(axis=1)
             for kept, counted in ((plain, False), (~plain, True)):
                 if kept.any():
@@ -223,11 +241,7 @@ def roll_up(
         bucket_rows(group.step, group.values, _places(group.names, positions), width)
         for group in groups
     ] + [rows.buckets(width) for rows in earlier]
-    made = roll.narrowest(join_buckets(touched, width), width)
-    part = width
-    while len(made) and most // (part * FACTOR):
-        made = roll.wider(made, part, part * FACTOR)
-        part *= FACTOR
+    roll.up(join_buckets(touched, width), width)
     roll.write()
     return width
 
@@ -291,7 +305,7 @@ def _parts(found: Sequence[tuple[Any, ...]]) -> Buckets:
     shape = (len(found), longest)
     low, high, mean = (np.full(shape, None, dtype=object) for _ in _VALUES)
     finite, nans, infs = (np.zeros(shape, np.int64) for _ in _COUNTS)
-    for i, (_, rows, *arrays) in enumerate(found):
+    for i, (_, rows, *arrays, _) in enumerate(found):
         for into, values in zip((low, high, mean), arrays, strict=False):
             into[i, : len(values or ())] = values or ()
         if arrays[3] is None:
