@@ -77,20 +77,22 @@ def bucket_rows(
     index = step // width
     first = _firsts(index)
     rows = np.diff(np.append(first, len(step)))
-    usable = np.isfinite(values)
-    if present is None and usable.all():
-        low, high, mean = _summary(values, values, values, first, rows[:, None])
+    sums = _sums(values, first) if present is None else None
+    if sums is not None and np.isfinite(sums).all():  # so are all of the values
+        low, high, mean = _summary((values, values, values), first, rows[:, None], sums)
         finite = np.broadcast_to(rows[:, None], low.shape)
         nans = infs = np.zeros(low.shape, np.int64)
     else:
+        usable = np.isfinite(values)
         given = np.ones(values.shape, bool) if present is None else present
         usable &= given
         finite, nans, infs = (
             np.add.reduceat(mask, first, axis=0, dtype=np.int64)
             for mask in (usable, given & np.isnan(values), given & np.isinf(values))
         )
-        least, most, shares = (np.where(usable, values, other) for other in (np.inf, -np.inf, 0.0))
-        low, high, mean = _summary(least, most, shares, first, finite)
+        least, most = (np.where(usable, values, other) for other in (np.inf, -np.inf))
+        shares = np.where(usable, values, 0.0)
+        low, high, mean = _summary((least, most, shares), first, finite, _sums(shares, first))
     return Buckets(index[first] * width, rows, places, low, high, mean, finite, nans, infs)
 
 
@@ -131,14 +133,19 @@ def join_buckets(parts: Sequence[Buckets], width: int) -> Buckets:
     return widen(together, width)
 
 
+def _sums(values: Floats, first: Counts) -> Floats:
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.add.reduceat(values, first, axis=0)
+
+
 def _summary(
-    least: Floats, most: Floats, shares: Floats, first: Counts, finite: Counts
+    parts: tuple[Floats, Floats, Floats], first: Counts, finite: Counts, sums: Floats
 ) -> tuple[Floats, Floats, Floats]:
-    """Least, greatest and mean of each bucket; NaN where nothing is finite."""
+    """Least, greatest and mean of each bucket from what counts for each; NaN where nothing is."""
+    least, most, shares = parts
     low, high = np.minimum.reduceat(least, first, axis=0), np.maximum.reduceat(most, first, axis=0)
     divisor = np.maximum(finite, 1)
-    with np.errstate(over="ignore", invalid="ignore"):
-        mean = np.add.reduceat(shares, first, axis=0) / divisor
+    mean = sums / divisor
     if not np.isfinite(mean).all():  # the sum overflowed, the mean does not
         each = np.repeat(divisor, _lengths(first, shares), axis=0)
         mean = np.add.reduceat(shares / each, first, axis=0)

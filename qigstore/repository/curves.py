@@ -45,24 +45,23 @@ _CUSTOM_FROM = 32
 """Place of the first custom metric in a bucket's arrays; the standard ones are before it."""
 _NO_BUCKETS = 0
 _CELLS_READ_AT_ONCE = 1 << 18
-_RAW_ROWS_A_POINT = 16
+_RAW_ROWS_A_POINT = 8
 _PLACES = {name: place for place, name in enumerate(STANDARD_METRICS)}
 _COLUMNS = ("session_id", "attempt", "rank", "width", "start", "rows")
 _VALUES, _COUNTS = ("low", "high", "mean"), ("finite", "nans", "infs")
 
 _MINE = "{0}.session_id = %(session)s AND {0}.attempt = %(attempt)s AND {0}.rank = %(rank)s"
+# Ranges of steps are parameters of their own: joined to an array of ranges, the planner expects a
+# ninth of the table from each and reads all of it.
 _ROWS = f"""
 SELECT t.step, {", ".join(f"t.{name}" for name in STANDARD_METRICS)}, t.custom
-FROM unnest(%(starts)s::bigint[]) AS b (start)
-JOIN qigstore.telemetry t ON {_MINE.format("t")}
- AND t.step >= b.start AND t.step < b.start + %(width)s
-WHERE t.seq <= %(last)s"""  # noqa: S608 - our own column names
+FROM qigstore.telemetry t WHERE {_MINE.format("t")}
+ AND t.step >= %(start)s AND t.step < %(stop)s AND t.seq <= %(last)s"""  # noqa: S608
 _PARTS = f"""
 SELECT c.start, c.rows, c.low, c.high, c.mean, c.finite, c.nans, c.infs, c.width
-FROM unnest(%(widths)s::bigint[], %(starts)s::bigint[], %(stops)s::bigint[])
- AS b (width, start, stop)
-JOIN qigstore.curve c ON {_MINE.format("c")} AND c.width = b.width
- AND c.start >= b.start AND c.start < b.stop"""  # noqa: S608
+FROM unnest(%(widths)s::bigint[], %(starts)s::bigint[]) AS b (width, start)
+JOIN qigstore.curve c ON {_MINE.format("c")} AND c.width = b.width AND c.start = b.start
+"""  # noqa: S608
 _REMOVE = f"""
 DELETE FROM qigstore.curve c USING unnest(%(widths)s::bigint[], %(starts)s::bigint[])
  AS b (width, start)
@@ -124,7 +123,9 @@ class _Roll:
         again = self._again(index[closed & ~fresh], width)
         parts = [touched.take(closed & fresh)]
         for some in _cut(again, BUCKET_ROWS, touched.places):
-            parts.append(self.rows(some, width).buckets(width))
+            for run in np.split(some, np.flatnonzero(np.diff(some) != width) + 1):
+                start, stop = int(run[0]), int(run[-1]) + width
+                parts.append(self.rows(start, stop, self._last).buckets(width))
         made = self._keep(join_buckets(parts, width), width)
         stored = self._parts(again, width, touched.places)
         while len(made) and self._most // (width * FACTOR):
@@ -148,18 +149,18 @@ class _Roll:
         self, again: NDArray[np.int64], width: int, places: NDArray[np.int64]
     ) -> dict[int, list[Buckets]]:
         """By width, the stored parts of the wider buckets that hold those of `again`."""
-        wanted: list[tuple[int, int, int]] = []
+        wanted: list[tuple[int, int]] = []
         while len(again):
             before = again[again // width < self._known // width]
             self._stale += [(width, start) for start in before.tolist()]
             part, width = width, width * FACTOR
             again = np.unique(again // width)
             again = again[again < self._most // width] * width
-            wanted += [(part, start, start + width) for start in again.tolist()]
+            wanted += [(part, start + i * part) for start in again.tolist() for i in range(FACTOR)]
         found: dict[int, list[Buckets]] = {}
-        for some in _cut(np.array(wanted, np.int64).reshape(-1, 3), FACTOR, places):
-            widths, starts, stops = some.T.tolist()
-            values = self._key | {"widths": widths, "starts": starts, "stops": stops}
+        for some in _cut(np.array(wanted, np.int64).reshape(-1, 2), 1, places):
+            widths, starts = some.T.tolist()
+            values = self._key | {"widths": widths, "starts": starts}
             lines = self._cursor.execute(_PARTS, values, binary=True).fetchall()
             for part in set(widths):
                 found.setdefault(part, []).append(_parts([r for r in lines if r[-1] == part]))
@@ -170,10 +171,9 @@ class _Roll:
             self._made.append((width, buckets))
         return buckets
 
-    def rows(self, starts: NDArray[np.int64], width: int, last_seq: int | None = None) -> _Rows:
-        """Stored rows of some buckets, up to `last_seq`."""
-        last = self._last if last_seq is None else last_seq
-        values = self._key | {"starts": starts.tolist(), "width": width, "last": last}
+    def rows(self, start: int, stop: int, last_seq: int) -> _Rows:
+        """Stored rows of steps [start, stop), recorded up to `last_seq`."""
+        values = self._key | {"start": start, "stop": stop, "last": last_seq}
         return _rows(self._cursor.execute(_ROWS, values, binary=True).fetchall())
 
     def write(self) -> None:
@@ -234,8 +234,7 @@ def roll_up(
         if past.rows + sum(map(len, groups)) < BUCKET_ROWS:
             return None
         if past.rows:
-            none = np.zeros(1, np.int64)
-            earlier = [roll.rows(none, STEP_MAX + 1, batch.first_seq - 1)]
+            earlier = [roll.rows(0, STEP_MAX + 1, batch.first_seq - 1)]
         width = _base_width(groups, earlier)
     touched = [
         bucket_rows(group.step, group.values, _places(group.names, positions), width)
@@ -365,9 +364,11 @@ class Curves:
             high = past.most + 1 if stop is None else min(stop, past.most + 1)
             width = _width(past, high - low, points)
             pieces = list(_cover(low, high, width, past)) if low < high else []
-            raw = [(a, b) for w, a, b in pieces if w == 1]
-            parts = [_read_rows(cursor, key, value, raw)]
-            parts.append(_read_buckets(cursor, key, place, [p for p in pieces if p[0] > 1]))
+            query = _VALUES_OF_ROWS.replace("{value}", value)
+            rows = _read(cursor, query, key, [piece for piece in pieces if piece[0] == 1])
+            wide = [piece for piece in pieces if piece[0] > 1]
+            buckets = _read(cursor, _VALUES_OF_BUCKETS, key | {"at": place}, wide)
+            parts = [_rows_of(rows), _buckets_of(buckets)]
         if width == 1:
             width = 1 if len(parts[0]) <= points else -(-(high - low) // points)
         return _thin(join_buckets(parts, width), width, points)
@@ -380,19 +381,27 @@ FROM (SELECT w.*, a.session_id, a.number AS attempt
 WHERE {_MINE.format("t")} AND t.max_step IS NOT NULL"""  # noqa: S608
 _POSITION = "SELECT position FROM qigstore.metric WHERE session_id = %s AND name = %s"
 _VALUES_OF_ROWS = f"""
-SELECT t.step, t.{{}}
-FROM unnest(%(starts)s::bigint[], %(stops)s::bigint[]) AS b (start, stop)
-JOIN qigstore.telemetry t ON {_MINE.format("t")} AND t.step >= b.start AND t.step < b.stop
-WHERE t.{{}} IS NOT NULL"""  # noqa: S608
+SELECT t.step, t.{{value}} FROM qigstore.telemetry t
+WHERE {_MINE.format("t")} AND t.{{value}} IS NOT NULL
+ AND t.step >= %(start{{i}})s AND t.step < %(stop{{i}})s"""  # noqa: S608
 _VALUES_OF_BUCKETS = f"""
 SELECT c.start, c.low[%(at)s], c.high[%(at)s], c.mean[%(at)s],
        coalesce(c.finite[%(at)s], c.rows), coalesce(c.nans[%(at)s], 0),
        coalesce(c.infs[%(at)s], 0)
-FROM unnest(%(widths)s::bigint[], %(starts)s::bigint[], %(stops)s::bigint[])
- AS b (width, start, stop)
-JOIN qigstore.curve c ON {_MINE.format("c")} AND c.width = b.width
- AND c.start >= b.start AND c.start < b.stop
-WHERE c.low[%(at)s] IS NOT NULL"""  # noqa: S608
+FROM qigstore.curve c
+WHERE {_MINE.format("c")} AND c.width = %(width{{i}})s AND c.low[%(at)s] IS NOT NULL
+ AND c.start >= %(start{{i}})s AND c.start < %(stop{{i}})s"""  # noqa: S608
+
+
+def _read(
+    cursor: Cursor, query: str, values: dict[str, int], spans: Sequence[tuple[int, int, int]]
+) -> list[tuple[Any, ...]]:
+    """The rows of the query for each span (width, from, to), in one round trip."""
+    for i, span in enumerate(spans):
+        names = (f"width{i}", f"start{i}", f"stop{i}")
+        values = values | dict(zip(names, span, strict=True))
+    parts = [query.replace("{i}", str(i)) for i in range(len(spans))]
+    return cursor.execute(" UNION ALL ".join(parts), values).fetchall() if parts else []
 
 
 def _find_metric(cursor: Cursor, session_id: int, metric: str) -> tuple[str, int]:
@@ -436,27 +445,15 @@ def _cover(low: int, high: int, width: int, past: Past) -> Iterator[tuple[int, i
     yield from _cover(last, high, width // FACTOR, past)
 
 
-def _read_rows(
-    cursor: Cursor, key: dict[str, int], value: str, spans: Sequence[tuple[int, int]]
-) -> Buckets:
-    if not spans:
-        return join_buckets([], 1)
-    starts, stops = (list(part) for part in zip(*spans, strict=True))
-    query = _VALUES_OF_ROWS.format(value, value)
-    found = cursor.execute(query, key | {"starts": starts, "stops": stops}).fetchall()
-    step = np.array([row[0] for row in found], np.int64)
-    values = np.array([[row[1]] for row in found], np.float64).reshape(-1, 1)
+def _rows_of(lines: Sequence[tuple[Any, ...]]) -> Buckets:
+    """Values of rows, each its own bucket."""
+    step = np.array([line[0] for line in lines], np.int64)
+    values = np.array([line[1:] for line in lines], np.float64).reshape(-1, 1)
     return bucket_rows(step, values, np.zeros(1, np.int64), 1)
 
 
-def _read_buckets(
-    cursor: Cursor, key: dict[str, int], place: int, spans: Sequence[tuple[int, int, int]]
-) -> Buckets:
-    if not spans:
-        return join_buckets([], 1)
-    widths, starts, stops = (list(part) for part in zip(*spans, strict=True))
-    values = key | {"widths": widths, "starts": starts, "stops": stops, "at": place}
-    lines = cursor.execute(_VALUES_OF_BUCKETS, values).fetchall()
+def _buckets_of(lines: Sequence[tuple[Any, ...]]) -> Buckets:
+    """One metric of stored buckets, by start."""
     columns = np.array(lines, dtype=object).reshape(-1, 7).T
     order = np.argsort(columns[0].astype(np.int64), kind="stable")
     start, *counts = (columns[i].astype(np.int64)[order] for i in (0, 4, 5, 6))
