@@ -21,7 +21,7 @@ from qigstore.records import STANDARD_METRICS, TelemetryRow
 from qigstore.repository import copy_binary as wire
 from qigstore.repository.batches import NO_REGIME, AppendResult, RowGroup, TelemetryBatch
 from qigstore.repository.copy_stream import copy_in
-from qigstore.repository.curves import Past, roll_up
+from qigstore.repository.curve_buckets import Past, roll_up
 
 if TYPE_CHECKING:
     import psycopg

@@ -12,7 +12,7 @@ import pytest
 from senders import Sender, rows
 
 from qigstore.errors import InvalidInput, NotFound, StaleWriter
-from qigstore.repository import Curve, Store, curves
+from qigstore.repository import Curve, Store, curve_buckets, curves
 
 pytest_plugins = ["ways"]
 
@@ -26,9 +26,9 @@ Told = tuple[float, float, float, int, int, int]
 @pytest.fixture
 def small_buckets(monkeypatch: pytest.MonkeyPatch) -> None:
     """Few rows a bucket and few parts a level: short histories have many levels."""
-    monkeypatch.setattr(curves, "BUCKET_ROWS", 4)
-    monkeypatch.setattr(curves, "FACTOR", 2)
-    monkeypatch.setattr(curves, "_CELLS_READ_AT_ONCE", 700)
+    monkeypatch.setattr(curve_buckets, "BUCKET_ROWS", 4)
+    monkeypatch.setattr(curve_buckets, "FACTOR", 2)
+    monkeypatch.setattr(curve_buckets, "_CELLS_READ_AT_ONCE", 700)
     monkeypatch.setattr(curves, "_RAW_ROWS_A_POINT", 2)
 
 
@@ -97,12 +97,12 @@ class Model:
         return len(stored)
 
     def closed(self, width: int | None) -> Iterator[tuple[int, int]]:
-        if len(self.rows) >= curves.BUCKET_ROWS:
+        if len(self.rows) >= curve_buckets.BUCKET_ROWS:
             assert width
         while width and max(self.rows) // width:
             last = max(self.rows) // width
             yield from {(width, s // width * width) for s in self.rows if s // width < last}
-            width *= curves.FACTOR
+            width *= curve_buckets.FACTOR
 
     def check_read(self, name: str, start: int, stop: int, points: int) -> None:
         """Every value of the span is in one element, and each element is right."""

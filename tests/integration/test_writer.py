@@ -372,6 +372,11 @@ def test_drain_interrupted_anywhere_ships_each_row_once(line: Line, rng: random.
             interrupted += 1
     print(f"interrupted {interrupted} times")
     assert [(seq, step) for seq, step, _ in line.stored()] == [(s + 1, s) for s in range(3000)]
+    curve = line.store.curves.read(line.session.id, "loss", attempt=1, points=100)
+    assert curve.width > 1
+    assert curve.finite.tolist() == np.bincount(np.arange(3000) // curve.width).tolist()
+    assert curve.low.tolist() == curve.start.tolist()
+    assert np.average(curve.mean, weights=curve.finite) == pytest.approx(1499.5)
 
 
 def test_a_spool_that_nobody_can_name_is_left_alone(line: Line) -> None:
