@@ -32,6 +32,7 @@ __all__ = [
     "attempt",
     "basin",
     "checkpoint",
+    "curve",
     "event",
     "metadata",
     "metric",
@@ -133,6 +134,8 @@ writer = Table(
     Column("repeated_rows", BigInteger, nullable=False, server_default=text("0")),
     Column("min_step", BigInteger),
     Column("max_step", BigInteger),
+    # Steps that its narrowest bucket of a curve covers; NULL: too few rows so far, 0: no buckets.
+    Column("bucket_steps", BigInteger),
     _time("created_at", required=True),
     _time("stored_at"),
     UniqueConstraint("attempt_id", "rank"),
@@ -176,6 +179,27 @@ basin = Table(
     Column("step", BigInteger, primary_key=True, autoincrement=False),
     # √p, the stored form: distances from stored roots cost a third.
     Column("root", ARRAY(Double), nullable=False),
+)
+
+# Roll-up buckets: the rows of steps [start, start + width). An element of an array is a metric: the
+# standard ones from 1, the custom metric of position p at 32 + p.
+curve = Table(
+    "curve",
+    metadata,
+    Column("session_id", BigInteger, primary_key=True, autoincrement=False),
+    Column("attempt", Integer, primary_key=True, autoincrement=False),
+    Column("rank", Integer, primary_key=True, autoincrement=False),
+    Column("width", BigInteger, primary_key=True, autoincrement=False),
+    Column("start", BigInteger, primary_key=True, autoincrement=False),
+    Column("rows", BigInteger, nullable=False),
+    # Of the finite values; NaN where a metric has none, NULL where it was not recorded.
+    Column("low", ARRAY(Double)),
+    Column("high", ARRAY(Double)),
+    Column("mean", ARRAY(Double)),
+    # How many were finite, NaN and ±inf; all three NULL: each row had a finite value of each.
+    Column("finite", ARRAY(BigInteger)),
+    Column("nans", ARRAY(BigInteger)),
+    Column("infs", ARRAY(BigInteger)),
 )
 
 event = Table(

@@ -35,7 +35,7 @@ class Health:
     """How far the database is behind the training.
 
     Attributes:
-        lag_rows, lag_s: rows not stored yet; since when there were some, at most.
+        lag_rows, lag_s: rows not stored yet; how long the oldest of them waits, at most.
         dropped_rows: found no room in the spool. repeated_rows: replaced by a later record of
             their step. refused_rows: in quarantine. gap_rows: lost to damage.
         stale: another process took this writer's place.
@@ -133,11 +133,15 @@ class Writer:
         if self._stale:
             return
         try:
-            while not self._closed and self._shipper.step():
-                self._spool.release(self._shipper.acked)
+            while not self._closed:
+                began, recorded = monotonic(), self._spool.seq
+                more = self._shipper.step()
+                if not more or self._shipper.acked >= recorded:
+                    self._abreast_at = began
                 self._tell(None)
-            self._abreast_at = monotonic()
-            self._tell(None)
+                if not more:
+                    break
+                self._spool.release(self._shipper.acked)
         except StaleWriter as stale:
             self._stale = True
             self._spool.notify(str(stale))

@@ -11,6 +11,7 @@ from sqlalchemy import select
 from qigstore.database import schema
 from qigstore.repository.batches import AppendResult, RowGroup, TelemetryBatch
 from qigstore.repository.checkpoints import Checkpoints
+from qigstore.repository.curves import Curve, Curves
 from qigstore.repository.decisions import Decisions
 from qigstore.repository.events import Events
 from qigstore.repository.sessions import Sessions
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AppendResult",
+    "Curve",
     "RowCount",
     "RowGroup",
     "Store",
@@ -35,7 +37,7 @@ class Store:
     """All repositories on one database; any number of threads may use it.
 
     Attributes:
-        sessions, writers, telemetry, events, checkpoints, decisions: one repository a noun.
+        sessions, writers, telemetry, curves, events, checkpoints, decisions: one repository a noun.
         database: where they keep it.
     """
 
@@ -44,6 +46,7 @@ class Store:
         self.sessions = Sessions(database)
         self.writers = Writers(database)
         self.telemetry = Telemetry(database)
+        self.curves = Curves(database)
         self.events = Events(database)
         self.checkpoints = Checkpoints(database)
         self.decisions = Decisions(database)

@@ -36,12 +36,13 @@ __all__ = [
 
 HEADER = b"PGCOPY\n\xff\r\n\0" + struct.pack(">ii", 0, 0)
 TRAILER = struct.pack(">h", -1)
-BLOCK_BYTES = 1 << 18
-"""Size of one block: it stays in the processor's cache, and memory stays bounded."""
+BLOCK_BYTES = 1 << 22
+"""Size of one block, at most: memory stays bounded, and waits are few (`copy_stream`)."""
 
 _NULL = struct.pack(">i", -1)
 _LENGTH_8 = struct.pack(">i", 8)
-_FLOAT8_OID = 701
+_ELEMENTS = {"f": (701, ">f8"), "i": (20, ">i8")}
+"""By the kind of a NumPy type: the element type's OID, `float8` or `int8`, and its bytes."""
 _ELEMENT_BYTES = 12  # a length and eight bytes
 _PER_ROW = {2: ">i2", 4: ">i4", 8: ">i8"}
 _CODES = {2: ">ih", 4: ">ii", 8: ">iq"}
@@ -81,12 +82,12 @@ class Floats:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Array:
-    """One `float8[]` column: `values[:, i]` goes to place `places[i]` (from 0), the rest is NULL.
+    """One `float8[]` or `int8[]` column: `values[:, i]` goes to place `places[i]` (from 0).
 
-    Places rise; the array is as long as the last place needs.
+    Places rise; the array is as long as the last place needs, and NULL at the others.
     """
 
-    values: NDArray[np.float64]
+    values: NDArray[np.float64] | NDArray[np.int64]
     places: NDArray[np.int64]
 
 
@@ -110,11 +111,12 @@ def _runs(places: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
 
 
 def _array(field: Array, row: bytearray, slots: list[_Slot]) -> int:
+    oid, element = _ELEMENTS[field.values.dtype.kind]
     length = int(field.places[-1]) + 1
     has_nulls = length != len(field.places)
     present = np.zeros(length, dtype=bool)
     present[field.places] = True
-    body = struct.pack(">iiiii", 1, int(has_nulls), _FLOAT8_OID, length, 1)
+    body = struct.pack(">iiiii", 1, int(has_nulls), oid, length, 1)
     size = len(body) + 4 * length + 8 * len(field.places)
     row += struct.pack(">i", size) + body
     # Where each element's own length starts, counted from the first one's.
@@ -122,7 +124,7 @@ def _array(field: Array, row: bytearray, slots: list[_Slot]) -> int:
     first = len(row)
     for begin, end in _runs(field.places):
         offset = first + int(starts[field.places[begin]]) + 4
-        slots.append(_Slot(offset, ">f8", field.values[:, begin:end]))
+        slots.append(_Slot(offset, element, field.values[:, begin:end]))
     row += b"".join(_LENGTH_8 + bytes(8) if there else _NULL for there in present.tolist())
     return 1
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from threading import Lock
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -20,6 +20,8 @@ from qigstore.errors import InvalidInput, NotFound, StaleWriter
 from qigstore.records import STANDARD_METRICS, TelemetryRow
 from qigstore.repository import copy_binary as wire
 from qigstore.repository.batches import NO_REGIME, AppendResult, RowGroup, TelemetryBatch
+from qigstore.repository.copy_stream import copy_in
+from qigstore.repository.curve_buckets import Past, roll_up
 
 if TYPE_CHECKING:
     import psycopg
@@ -38,14 +40,15 @@ _STANDARD = frozenset(STANDARD_METRICS)
 _KEY = ("session_id", "attempt", "rank", "step")
 
 _FENCE = """
-SELECT w.epoch, w.acked_seq, w.max_step, a.session_id, a.number, w.rank
+SELECT w.epoch, w.acked_seq, a.session_id, a.number, w.rank,
+       w.stored_rows, w.min_step, w.max_step, w.bucket_steps
 FROM qigstore.writer w JOIN qigstore.attempt a ON a.id = w.attempt_id
 WHERE w.id = %s FOR NO KEY UPDATE OF w"""
 _ADVANCE = """
 UPDATE qigstore.writer
 SET acked_seq = %(last)s, stored_rows = stored_rows + %(rows)s,
     repeated_rows = repeated_rows + %(repeated)s, min_step = least(min_step, %(least)s),
-    max_step = greatest(max_step, %(most)s), stored_at = now()
+    max_step = greatest(max_step, %(most)s), bucket_steps = %(width)s, stored_at = now()
 WHERE id = %(writer)s AND epoch = %(epoch)s AND acked_seq = %(first)s - 1"""
 _NAMED = "SELECT name, position FROM qigstore.metric WHERE session_id = %s AND name = ANY(%s)"
 # Not FOR UPDATE: that would make every row that refers to the session wait.
@@ -93,16 +96,18 @@ class Telemetry:
                 `writers.state`.
         """
         with self._database.raw() as connection, connection.cursor() as cursor:
-            fence = _fence(cursor, batch)
-            if fence is None:
+            past = _fence(cursor, batch)
+            if past is None:
                 return AppendResult(0, 0)
             groups = batch.latest()
             positions = self._named(cursor, batch.session_id, groups)
             kept = sum(map(len, groups))
-            replaced = _remove_repeated(cursor, batch, groups, fence.max_step)
+            replaced = _remove_repeated(cursor, batch, groups, past.most)
             _copy(cursor, batch, groups, positions)
+            width = roll_up(cursor, batch, groups, positions, past)
             repeated = batch.rows - kept + replaced
-            _advance(cursor, batch, groups, rows=kept - replaced, repeated=repeated)
+            told = {"rows": kept - replaced, "repeated": repeated, "width": width}
+            _advance(cursor, batch, groups, told)
         # Only now: before the commit, positions given out above may yet be undone.
         self._remember(batch.session_id, positions)
         return AppendResult(batch.rows, repeated)
@@ -223,16 +228,12 @@ class Telemetry:
         return None if root is None else np.square(np.array(root, dtype=np.float64))
 
 
-class _Fence(NamedTuple):
-    max_step: int | None
-
-
-def _fence(cursor: Cursor, batch: TelemetryBatch) -> _Fence | None:
+def _fence(cursor: Cursor, batch: TelemetryBatch) -> Past | None:
     """Lock the writer's row and decide; None: the batch is stored already."""
     row = cursor.execute(_FENCE, (batch.writer,)).fetchone()
     if row is None:
         raise NotFound("writer", batch.writer)
-    epoch, acked, max_step, *of = row
+    epoch, acked, *of = row[:5]
     if of != [batch.session_id, batch.attempt, batch.rank]:
         given = f"session {batch.session_id}, attempt {batch.attempt}, rank {batch.rank}"
         raise InvalidInput("batch", given, "session {}, attempt {}, rank {}".format(*of))
@@ -244,11 +245,14 @@ def _fence(cursor: Cursor, batch: TelemetryBatch) -> _Fence | None:
             f"to {acked}"
         )
         raise StaleWriter(batch.writer, batch.epoch, epoch, gap=gap)
-    return _Fence(max_step)
+    return Past(*row[5:])
 
 
 def _advance(
-    cursor: Cursor, batch: TelemetryBatch, groups: Sequence[RowGroup], *, rows: int, repeated: int
+    cursor: Cursor,
+    batch: TelemetryBatch,
+    groups: Sequence[RowGroup],
+    told: Mapping[str, int | None],
 ) -> None:
     """Move the fence, in the rows' own transaction; the condition is the promise itself."""
     values = {
@@ -256,8 +260,7 @@ def _advance(
         "epoch": batch.epoch,
         "first": batch.first_seq,
         "last": batch.last_seq,
-        "rows": rows,
-        "repeated": repeated,
+        **told,
         "least": min((int(group.step.min()) for group in groups), default=None),
         "most": max((int(group.step.max()) for group in groups), default=None),
     }
@@ -314,23 +317,11 @@ def _copy(
         for group in groups
         for part in _by_regime(group)
     )
-    _send(cursor, "telemetry", columns, parts)
+    copy_in(cursor, "telemetry", columns, parts)
     with_basins = [group for group in groups if group.basins is not None]
     if with_basins:
         parts = ((_basin_fields(batch, group), len(group)) for group in with_basins)
-        _send(cursor, "basin", [*_KEY, "root"], parts)
-
-
-def _send(
-    cursor: Cursor,
-    table: str,
-    columns: Sequence[str],
-    parts: Iterable[tuple[Sequence[wire.Field], int]],
-) -> None:
-    statement = f"COPY qigstore.{table} ({', '.join(columns)}) FROM STDIN (FORMAT BINARY)"
-    with cursor.copy(statement) as copy:
-        for block in wire.stream(parts):
-            copy.write(block)
+        copy_in(cursor, "basin", [*_KEY, "root"], parts)
 
 
 def _by_regime(group: RowGroup) -> Iterator[RowGroup]:

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from psycopg.errors import UniqueViolation
+from psycopg.errors import CheckViolation, UniqueViolation
 from senders import Sender, column, rows
 
-from qigstore.errors import InvalidInput, NotFound, StaleWriter
+from qigstore.errors import InvalidInput, NotFound, StaleWriter, StoreUnavailable
 from qigstore.records import STANDARD_METRICS
 from qigstore.repository import AppendResult, Store
 
@@ -89,6 +89,37 @@ def test_lost_records_are_settled_without_rows(any_store: Store) -> None:
     assert sender.send([4]) == AppendResult(1, 0)
     state = any_store.writers.state(sender.writer)
     assert (state.acked_seq, state.stored_rows, state.max_step) == (11, 1, 4)
+
+
+@pytest.mark.parametrize(
+    ("harm", "error"),
+    [
+        ("PERFORM pg_terminate_backend(pg_backend_pid())", StoreUnavailable),
+        ("RAISE check_violation", CheckViolation),
+    ],
+)
+def test_a_server_that_breaks_off_amid_a_long_copy_has_stored_nothing_and_takes_it_again(
+    any_store: Store, harm: str, error: type[Exception]
+) -> None:
+    sender, count = Sender(any_store), 20_000
+    with any_store.database.raw() as connection:
+        connection.execute(
+            "CREATE FUNCTION harm() RETURNS trigger LANGUAGE plpgsql AS "
+            f"$$ BEGIN IF NEW.step = 15000 THEN {harm}; END IF; RETURN NEW; END $$"
+        )
+        connection.execute(
+            "CREATE TRIGGER harm BEFORE INSERT ON qigstore.telemetry "
+            "FOR EACH ROW EXECUTE FUNCTION harm()"
+        )
+    values = {"loss": [1.0] * count, "mine": [2.0] * count}
+    with pytest.raises(error):
+        sender.send(range(count), values)
+    assert any_store.writers.state(sender.writer).acked_seq == 0
+    assert sender.read() == []
+    with any_store.database.raw() as connection:
+        connection.execute("DROP TRIGGER harm ON qigstore.telemetry")
+    assert sender.send(range(count), values) == AppendResult(count, 0)
+    assert len(sender.read()) == count
 
 
 def test_a_batch_for_another_rank_or_an_unknown_writer_is_refused(any_store: Store) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import shutil
 import threading
 from pathlib import Path
+from uuid import uuid4
 
+import numpy as np
 import psycopg
 import pytest
 from alembic.config import Config
@@ -17,6 +19,7 @@ from sqlalchemy import text
 from qigstore.database import migrate
 from qigstore.database.engine import Database
 from qigstore.errors import ConfigurationError, SchemaOutdated, StoreError
+from qigstore.repository import RowGroup, Store, TelemetryBatch
 
 
 def _script() -> ScriptDirectory:
@@ -41,6 +44,48 @@ def test_an_upgraded_database_is_what_this_version_describes(empty_dsn: str) -> 
     migrate.upgrade(database)
     assert migrate.current(database) == migrate.head()
     assert migrate.check(database) == []
+    database.dispose()
+
+
+def test_rows_of_the_first_revision_are_kept_and_their_writer_goes_on(empty_dsn: str) -> None:
+    database = Database(empty_dsn)
+    migrate.upgrade(database, "0001")
+    writer, count = uuid4(), 3000
+    with psycopg.connect(empty_dsn) as connection:
+        connection.execute(
+            """
+            WITH s AS (INSERT INTO qigstore.session (name) VALUES ('ocean') RETURNING id),
+                 a AS (INSERT INTO qigstore.attempt (id, session_id, number, host, pid)
+                       SELECT gen_random_uuid(), id, 1, 'here', 1 FROM s RETURNING id),
+                 m AS (INSERT INTO qigstore.metric SELECT id, 1, 'mine' FROM s)
+            INSERT INTO qigstore.writer
+                (id, attempt_id, acked_seq, stored_rows, min_step, max_step)
+            SELECT %(writer)s, id, %(count)s, %(count)s, 0, %(count)s - 1 FROM a""",
+            {"writer": writer, "count": count},
+        )
+        connection.execute(
+            """
+            INSERT INTO qigstore.telemetry
+                (session_id, attempt, rank, step, seq, recorded_at, regime, phi, custom)
+            SELECT s.id, 1, 0, i, i + 1, now(), i %% 4, i / 7.0, ARRAY[sin(i)]
+            FROM qigstore.session s, generate_series(0, %s) i""",
+            (count - 1,),
+        )
+        before = connection.execute("SELECT * FROM qigstore.canonical_telemetry").fetchall()
+    migrate.upgrade(database)
+    assert migrate.check(database) == []
+    store = Store(database)
+    session = store.sessions.get("ocean").id
+    with psycopg.connect(empty_dsn) as connection:
+        assert connection.execute("SELECT * FROM qigstore.canonical_telemetry").fetchall() == before
+    seq = np.arange(count + 1, 2 * count + 1)
+    regime, values = np.full(count, -1, np.int16), np.ones((count, 1))
+    more = RowGroup(("phi",), seq, seq - 1, seq, values, regime)
+    batch = TelemetryBatch(writer, 1, session, 1, 0, count + 1, 2 * count, (more,))
+    assert store.telemetry.append(batch).rows == count
+    curve = store.curves.read(session, "phi", attempt=1, points=50)
+    assert curve.finite.sum() == 2 * count
+    assert curve.high.max() == (count - 1) / 7
     database.dispose()
 
 

@@ -7,10 +7,12 @@ import logging
 import math
 import os
 import random
+import resource
 import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from time import monotonic, sleep
 from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
@@ -208,6 +210,50 @@ def test_an_outage_grows_neither_the_mapping_nor_the_spool_past_its_bound(
     assert len(line.stored()) == kept + 1
 
 
+def resident_mb() -> float:
+    """Memory of this process, mapped files included."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
+
+
+def test_a_long_outage_costs_bounded_memory_and_so_does_catching_up(line: Line) -> None:
+    away, metrics = threading.Event(), {f"m{i}": float(i) for i in range(20)}
+
+    def gate(_: int) -> None:
+        if away.is_set():
+            raise StoreUnavailable("nowhere", "gone for long")
+
+    opened = monotonic()
+    writer = line.writer(Faulty(line.store, gate, lambda _: None))
+    for step in range(20_000):
+        line.recorder.record(step, metrics)
+    writer.flush(60)
+    away.set()
+    before = peak = resident_mb()
+    began, rows = monotonic(), 250_000  # of 200 bytes: 50 MB in the spool
+    for step in range(20_000, 20_000 + rows):
+        line.recorder.record(step, metrics)
+        if step % 1000 == 0:
+            sleep(0.01)
+            peak = max(peak, resident_mb())
+    oldest, health, now = monotonic() - began, writer.health, monotonic()
+    assert (health.lag_rows, health.stored_rows, health.dropped_rows) == (rows, 20_000, 0)
+    assert not health.connected
+    assert "gone for long" in (health.last_error or "")
+    assert oldest * 0.9 <= health.lag_s <= now - opened
+    away.clear()
+    step = 20_000 + rows
+    while writer.health.lag_rows > 1000:
+        line.recorder.record(step := step + 1, metrics)
+        sleep(0.0001)
+        peak = max(peak, resident_mb())
+    writer.flush(60)
+    health = writer.health
+    assert (health.lag_rows, health.lag_s, health.last_error) == (0, 0.0, None)
+    assert health.stored_rows == line.spool.seq
+    print(f"{rows} rows waited: {peak - before:.1f} MB more at the peak")
+    assert peak - before <= 32
+
+
 def test_close_without_a_database_keeps_the_rows_for_the_next_process(line: Line) -> None:
     def gone(_: int) -> None:
         raise StoreUnavailable("nowhere", "gone")
@@ -326,6 +372,11 @@ def test_drain_interrupted_anywhere_ships_each_row_once(line: Line, rng: random.
             interrupted += 1
     print(f"interrupted {interrupted} times")
     assert [(seq, step) for seq, step, _ in line.stored()] == [(s + 1, s) for s in range(3000)]
+    curve = line.store.curves.read(line.session.id, "loss", attempt=1, points=100)
+    assert curve.width > 1
+    assert curve.finite.tolist() == np.bincount(np.arange(3000) // curve.width).tolist()
+    assert curve.low.tolist() == curve.start.tolist()
+    assert np.average(curve.mean, weights=curve.finite) == pytest.approx(1499.5)
 
 
 def test_a_spool_that_nobody_can_name_is_left_alone(line: Line) -> None:

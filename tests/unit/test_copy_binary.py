@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import psycopg
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from psycopg._copy_base import format_row_binary
@@ -85,6 +86,15 @@ def test_an_array_with_gaps_is_encoded_as_an_array_of_nulls_and_numbers(
     assert ours([([field], count)]) == parsed_array(rows)
 
 
+def test_an_array_of_integers_is_an_array_of_int8() -> None:
+    values = np.array([[1, -(2**63)], [2**63 - 1, 0]])
+    lines = (
+        struct.pack(">hi5iiqiq", 1, 44, 1, 0, 20, 2, 1, 8, a, 8, b) for a, b in values.tolist()
+    )
+    expected = wire.HEADER + b"".join(lines) + wire.TRAILER
+    assert ours([([wire.Array(values, np.array([0, 1]))], 2)]) == expected
+
+
 def parsed_array(rows: Sequence[Row]) -> bytes:
     """The manual's layout of float8[], written out by hand: psycopg dumps gaps as text arrays."""
     out = bytearray(wire.HEADER)
@@ -107,7 +117,10 @@ def test_every_bit_pattern_of_a_float_is_kept(payloads: list[int]) -> None:
     assert found == payloads
 
 
-def test_blocks_cut_anywhere_make_the_same_stream(rng: random.Random) -> None:
+def test_blocks_cut_anywhere_make_the_same_stream(
+    rng: random.Random, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wire, "BLOCK_BYTES", rng.randrange(1 << 14, 1 << 18))
     count = rng.randrange(20_000, 40_000)
     steps = np.arange(count)
     values = np.array([rng.random() for _ in range(2 * count)]).reshape(count, 2)

@@ -6,7 +6,7 @@ what was lost shows as a gap in the sequence.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 from uuid import UUID
@@ -33,9 +33,13 @@ if TYPE_CHECKING:
 __all__ = ["Rows", "Source", "SpoolReader", "Take"]
 
 _READ_BYTES = 1 << 20
-_ROWS_A_PAUSE = 256
+_TAKE_BYTES = 8 << 20
+"""Of the spool, at once: with thousands of metrics a row, memory is bounded by this."""
+_ROWS_A_PAUSE = 1024
+"""About a millisecond: nobody who records meanwhile waits longer."""
 # Of a frame's second word: size, kind and layout; rows that differ in their regime are one run.
-_NO_REGIME_BITS = 0xFFFFFFFF_00FFFFFF
+_NO_REGIME_BITS = np.uint64(0xFFFFFFFF_00FFFFFF)
+_MARKER_BITS, _CRC_SHIFT = np.uint64(0xFFFFFFFF), np.uint64(32)
 
 
 class Source(Protocol):
@@ -103,8 +107,8 @@ class _Scan:
     """Where the frames of a piece of a segment are."""
 
     layouts: list[Layout] = field(default_factory=list)
-    # By layout: the first word of each row.
-    rows: dict[int, list[int]] = field(default_factory=dict)
+    # By layout: first word and number of rows of each run of them.
+    rows: dict[int, list[tuple[int, int]]] = field(default_factory=dict)
     count: int = 0
     end: int = 0
 
@@ -115,42 +119,51 @@ def scan(
     """Find the frames in `data`, which starts on a frame.
 
     `whole`: nothing follows, so a frame that does not fit is damage; otherwise it ends the scan.
-    `pause` is called every few hundred rows.
+    `pause` is called about every millisecond.
     """
     found = _Scan()
-    view = memoryview(data)
-    words = view[: len(data) // 8 * 8].cast("Q")
+    words = np.frombuffer(data, np.uint64, len(data) // 8)
     at, stop = 0, len(words)
     while at + 2 <= stop and found.count < rows_max:
-        meta = words[at + 1] & _NO_REGIME_BITS
+        meta = int(words[at + 1])
         size, kind = meta & 0xFFFF, meta >> 16 & 0xFF
-        begin = at
-        limit = min(stop, at + size * min(rows_max - found.count, _ROWS_A_PAUSE))
-        # A run of frames that say the same of themselves: one comparison each, CRC and marker.
-        while (
-            size
-            and at + size <= limit
-            and words[at + 1] & _NO_REGIME_BITS == meta
-            and words[at] == MARKER | crc32(view[8 * at + 8 : 8 * (at + size)], seed) << 32
-        ):
-            at += size
-        if at > begin:
+        run = _run(data, words[at:], seed, min(rows_max - found.count, _ROWS_A_PAUSE))
+        if run:
             if pause is not None:
                 pause()
             if kind == KIND_ROW:
-                found.count += (at - begin) // size
-                found.rows.setdefault(meta >> 32, []).extend(range(begin, at, size))
+                found.rows.setdefault(meta >> 32, []).append((at, run))
+                found.count += run
             elif kind == KIND_LAYOUT:
-                found.layouts.extend(
-                    read_announcement(data, 8 * place) for place in range(begin, at, size)
-                )
-        elif not whole and at + size > stop and words[at] & 0xFFFFFFFF == MARKER:
+                places = range(at, at + run * size, size)
+                found.layouts.extend(read_announcement(data, 8 * place) for place in places)
+            at += run * size
+        elif not whole and at + size > stop and int(words[at]) & 0xFFFFFFFF == MARKER:
             break
         else:
             at = _next_marker(data, 8 * at + 8) // 8
     ended = whole and found.count < rows_max
     found.end = len(data) if ended else min(8 * at, len(data))
     return found
+
+
+def _run(data: bytes, words: NDArray[np.uint64], seed: int, most: int) -> int:
+    """How many whole frames of one size, kind and layout begin here; `words` is the rest."""
+    size = int(words[1]) & 0xFFFF
+    most = min(most, len(words) // size) if size > 1 else 0
+    if not most:
+        return 0
+    heads, metas = words[: most * size : size], words[1 : most * size : size] & _NO_REGIME_BITS
+    alike = (metas == metas[0]) & (heads & _MARKER_BITS == MARKER)
+    if not alike.all():
+        most = int(alike.argmin())
+        heads = heads[:most]
+    first, step = len(data) // 8 * 8 - 8 * len(words), 8 * size
+    view = memoryview(data)
+    crcs = [crc32(view[begin + 8 : begin + step], seed)
+            for begin in range(first, first + most * step, step)]  # fmt: skip
+    right = heads >> _CRC_SHIFT == np.array(crcs, np.uint64)
+    return most if right.all() else int(right.argmin())
 
 
 def _next_marker(data: bytes, at: int) -> int:
@@ -197,13 +210,14 @@ class SpoolReader:
                 self._number = number
 
     def take(self, rows_max: int) -> Take | None:
-        """The next rows, at most about `rows_max`; None where there are none (yet)."""
+        """The next rows, at most about `rows_max` and a few MB; None where there are none (yet)."""
         groups: list[Rows] = []
-        count, first = 0, self._seq + 1
-        while count < rows_max:
+        count, size, first = 0, 0, self._seq + 1
+        while count < rows_max and size < _TAKE_BYTES:
             piece = self._next_piece(rows_max - count)
             if piece is None:
                 break
+            size += sum(rows.values.nbytes for rows in piece)
             for rows in piece:
                 fresh = rows if rows.seq[0] > self._seq else rows.where(rows.seq > self._seq)
                 if len(fresh.seq):
@@ -238,10 +252,10 @@ class SpoolReader:
     def _decode(self, data: bytes, found: _Scan) -> Iterator[Rows]:
         self._learn(found.layouts)
         words = np.frombuffer(data, np.uint64, len(data) // 8)
-        for number, places in found.rows.items():
+        for number, runs in found.rows.items():
             layout = self._layouts.get(number) or self._ask_all(number)
             if layout is not None:
-                yield _decode_rows(words, np.array(places, np.intp), layout)
+                yield _decode_rows(words, runs, layout)
 
     def _begin(self, number: int) -> None:
         # Each segment names its layouts again, so that what is known stays bounded.
@@ -263,13 +277,13 @@ class SpoolReader:
         return self._everywhere.get(number)
 
 
-def _decode_rows(words: NDArray[np.uint64], places: NDArray[np.intp], layout: Layout) -> Rows:
-    width, count = layout.words, len(places)
-    first, last = int(places[0]), int(places[-1])
-    if last - first == (count - 1) * width:
-        table = words[first : first + count * width].reshape(count, width)
-    else:
-        table = words[places[:, None] + np.arange(width)]
+def _decode_rows(
+    words: NDArray[np.uint64], runs: Sequence[tuple[int, int]], layout: Layout
+) -> Rows:
+    width = layout.words
+    tables = [words[first : first + count * width] for first, count in runs]
+    whole = tables[0] if len(tables) == 1 else np.concatenate(tables)
+    table = whole.reshape(-1, width)
     start = ROW_BYTES // 8
     values = table[:, start:].view(np.float64)
     k = len(layout.names)

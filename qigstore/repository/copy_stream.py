@@ -1,0 +1,92 @@
+"""Sends a COPY stream to the server while other threads run.
+
+A thread that waits for its socket needs the interpreter's lock again after each wait, and a busy
+training thread gives it up only every 5 ms. psycopg waits as often as the socket's buffer fills,
+several times a megabyte; with that most of a batch's time is waiting for the lock. On a local
+socket each block is therefore one blocking call, during which the lock is free. Elsewhere libpq
+sends, as it may have to encrypt.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+from psycopg.copy import LibpqWriter
+
+from qigstore.repository import copy_binary as wire
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+__all__ = ["copy_in"]
+
+_LOCAL = getattr(socket, "AF_UNIX", None)
+_SMALL_BYTES = 1 << 18
+
+
+def copy_in(
+    cursor: psycopg.Cursor[Any],
+    table: str,
+    columns: Sequence[str],
+    parts: Iterable[tuple[Sequence[wire.Field], int]],
+) -> None:
+    """Store the rows of each part.
+
+    Raises:
+        psycopg.Error: the server refuses them, or is gone.
+    """
+    statement = f"COPY qigstore.{table} ({', '.join(columns)}) FROM STDIN (FORMAT BINARY)"
+    writer = _LocalWriter(cursor) if _is_local(cursor.connection) else None
+    with cursor.copy(statement, writer=writer) as copy:
+        for block in wire.stream(parts):
+            copy.write(block)
+
+
+def _is_local(connection: psycopg.Connection[Any]) -> bool:
+    with socket.socket(fileno=os.dup(connection.pgconn.socket)) as same:
+        return same.family == _LOCAL
+
+
+class _LocalWriter(LibpqWriter):
+    """Writes CopyData messages to the socket itself; libpq begins and ends the COPY."""
+
+    def __init__(self, cursor: psycopg.Cursor[Any]) -> None:
+        super().__init__(cursor)
+        self._pgconn = cursor.connection.pgconn
+        self._held = b""
+
+    def write(self, data: Buffer) -> None:
+        """Send a block; a few bytes wait for the next one."""
+        block = memoryview(data).cast("B")
+        if len(self._held) + len(block) <= _SMALL_BYTES:
+            self._held += block
+        else:
+            self._send(block)
+
+    def finish(self, exc: BaseException | None = None) -> None:
+        """End the COPY; as a failure where there was one."""
+        if self._held and exc is None:
+            self._send(memoryview(b""))
+        super().finish(exc)
+
+    def _send(self, block: memoryview) -> None:
+        held, self._held = self._held, b""
+        head = struct.pack(">ci", b"d", 4 + len(held) + len(block)) + held
+        if self._pgconn.flush():
+            raise psycopg.InternalError("libpq has bytes of its own left to send before COPY data")
+        descriptor = self._pgconn.socket
+        os.set_blocking(descriptor, True)
+        try:
+            sent = os.writev(descriptor, [head, block])
+            while sent < len(head) + len(block):  # a signal cut the call short
+                rest = memoryview(head)[sent:] or block[sent - len(head) :]
+                sent += os.write(descriptor, rest)
+        except OSError as error:
+            raise psycopg.OperationalError(f"sending failed: {error}") from error
+        finally:
+            os.set_blocking(descriptor, False)
