@@ -23,7 +23,14 @@ from qigstore.errors import ConfigurationError, StoreUnavailable
 if TYPE_CHECKING:
     from qigstore.settings import Settings
 
-__all__ = ["OLDEST_SERVER", "Database", "open_database", "parse_dsn", "require_version"]
+__all__ = [
+    "OLDEST_SERVER",
+    "Database",
+    "address_of",
+    "open_database",
+    "parse_dsn",
+    "require_version",
+]
 
 OLDEST_SERVER = 140000
 _APPLICATION = "qigstore"
@@ -91,6 +98,17 @@ def _masked(given: dict[str, str]) -> str:
     who = f"{quote(user)}{secret}@" if user or secret else ""
     query = f"?{'&'.join(options)}" if options else ""
     return f"postgresql://{who}{place}/{quote(name)}{query}"
+
+
+def address_of(settings: Settings) -> str:
+    """Where the settings' database is, in the words of `Database.address`; asks nobody.
+
+    Raises:
+        ConfigurationError: the DSN cannot be read.
+    """
+    if settings.dsn is None:
+        return "the embedded server"
+    return _masked(parse_dsn(settings.dsn.get_secret_value()))
 
 
 def require_version(number: int, address: str) -> None:

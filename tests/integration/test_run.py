@@ -173,18 +173,6 @@ def test_a_session_that_a_living_process_records_is_refused_or_taken_over(
     assert steps_of(store, "s")[newest.number] == [0]
 
 
-def test_mode_off_accepts_everything_and_does_nothing(home: Path) -> None:
-    with qigstore.session("s", mode="off", dsn="host=nowhere.invalid") as run:
-        state = run.recover(default=lambda: dict(FRESH))
-        assert list(run.steps(state["step"], 3)) == [0, 1, 2]
-        run.record(0, loss="anything")
-        assert not run.checkpoint(state, step=0)
-        assert (run.attempt, run.health, run.should_stop) == (0, None, False)
-        run.flush()
-        run.wait()
-    assert list(home.iterdir()) == []
-
-
 @pytest.mark.parametrize(
     ("given", "error"),
     [
@@ -200,17 +188,6 @@ def test_a_setting_that_cannot_be_used_is_named(given: dict[str, Any], error: st
         qigstore.session("s", dsn="host=nowhere.invalid", **given),
     ):
         pytest.fail("opened")
-
-
-def test_a_wrong_address_is_one_clear_error_without_the_password() -> None:
-    dsn = "postgresql://me:s3cret@127.0.0.1:1/x"
-    with (
-        pytest.raises(qigstore.StoreUnavailable) as refused,
-        qigstore.session("s", dsn=dsn),
-    ):
-        pytest.fail("opened")
-    assert "127.0.0.1:1" in str(refused.value)
-    assert "s3cret" not in str(refused.value)
 
 
 def test_a_data_folder_that_cannot_be_written_is_one_clear_error(dsn: str, home: Path) -> None:
