@@ -36,6 +36,7 @@ __all__ = [
     "resolved",
     "settle_leftovers",
     "spools",
+    "waiting_events",
 ]
 
 _log = logging.getLogger("qigstore")
@@ -78,6 +79,13 @@ def located(store: Store, session_id: int, checkpoint: Checkpoint) -> Checkpoint
     if attempt is None:
         return replace(checkpoint, session_id=session_id)
     return replace(checkpoint, session_id=attempt.session_id, attempt=attempt.number)
+
+
+def waiting_events(settings: Settings) -> int:
+    """How many events lie in files and are not stored yet."""
+    root = settings.event_root
+    places = sorted(root.iterdir()) if root.is_dir() else []
+    return sum(len(EventLog(place).pending()) for place in places)
 
 
 def _index_checkpoints(store: Store, settings: Settings, session: str) -> None:
