@@ -14,6 +14,7 @@ from qigstore.cli import (
     db,
     demo,
     events,
+    exchange,
     recover,
     sessions,
     spool,
@@ -73,6 +74,8 @@ app.add_typer(sessions.app, name="sessions")
 app.add_typer(checkpoints.app, name="checkpoints")
 app.command("recover")(recover.recover)
 app.add_typer(events.app, name="events")
+app.command("export")(exchange.export)
+app.command("import")(exchange.import_file)
 app.add_typer(spool.app, name="spool")
 app.command("sql")(sql.sql)
 app.add_typer(db.app, name="db")

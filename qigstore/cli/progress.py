@@ -15,25 +15,25 @@ _TERMINAL_S, _FILE_S = 0.2, 10.0
 class Progress:
     """Counts rows on stderr; silent for work that is done at once.
 
-    >>> with Progress("export", total=2) as progress:
-    ...     progress(1)
+    >>> with Progress("export") as progress:
+    ...     progress(1, 2)
     """
 
-    def __init__(self, what: str, total: int | None = None) -> None:
-        self._what, self._total = what, total
+    def __init__(self, what: str) -> None:
+        self._what = what
         self._moves = sys.stderr.isatty()
         self._due = monotonic() + (_TERMINAL_S if self._moves else _FILE_S)
         self._shown = False
 
-    def __call__(self, done: int) -> None:
-        """Say how many rows are done, if it is time to."""
+    def __call__(self, done: int, total: int | None = None) -> None:
+        """Say how many rows are done (of how many), if it is time to."""
         if monotonic() < self._due:
             return
         self._due = monotonic() + (_TERMINAL_S if self._moves else _FILE_S)
         self._shown = True
         of = ""
-        if self._total:
-            of = f" of {self._total:,} ({min(done / self._total, 1.0):.0%})"
+        if total:
+            of = f" of {total:,} ({min(done / total, 1.0):.0%})"
         start, end = ("\r\x1b[K", "") if self._moves else ("", "\n")
         sys.stderr.write(f"{start}{self._what}: {done:,}{of} rows{end}")
         sys.stderr.flush()

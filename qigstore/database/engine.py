@@ -247,6 +247,20 @@ class Database:
             yield connection
 
     @contextmanager
+    def snapshot(self) -> Iterator[sqlalchemy.Connection]:
+        """One transaction that only reads, and in which every query sees the same moment.
+
+        Raises:
+            StoreUnavailable: as for `begin`.
+        """
+        with self._translated(), self.engine.connect() as connection:
+            reading = connection.execution_options(
+                isolation_level="REPEATABLE READ", postgresql_readonly=True
+            )
+            with reading.begin():
+                yield reading
+
+    @contextmanager
     def raw(self) -> Iterator[psycopg.Connection[Any]]:
         """One transaction on psycopg's own connection, for COPY; otherwise as `begin`."""
         with self._translated(), self.engine.begin() as connection:

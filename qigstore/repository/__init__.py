@@ -13,6 +13,7 @@ from qigstore.repository.batches import AppendResult, RowGroup, TelemetryBatch
 from qigstore.repository.checkpoints import Checkpoints
 from qigstore.repository.decisions import Decisions
 from qigstore.repository.events import Events
+from qigstore.repository.exports import Exports
 from qigstore.repository.sessions import Sessions
 from qigstore.repository.telemetry import RowCount, Telemetry
 from qigstore.repository.writers import Writers, WriterState
@@ -35,7 +36,8 @@ class Store:
     """All repositories on one database; any number of threads may use it.
 
     Attributes:
-        sessions, writers, telemetry, events, checkpoints, decisions: one repository a noun.
+        sessions, writers, telemetry, events, checkpoints, decisions, exports: one repository a
+            noun.
         database: where they keep it.
     """
 
@@ -47,6 +49,7 @@ class Store:
         self.events = Events(database)
         self.checkpoints = Checkpoints(database)
         self.decisions = Decisions(database)
+        self.exports = Exports(database)
         self._id: UUID | None = None
 
     @property

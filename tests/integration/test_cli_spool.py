@@ -169,10 +169,10 @@ def test_progress_is_said_for_long_work_only(
 ) -> None:
     now = 0.0
     monkeypatch.setattr("qigstore.cli.progress.monotonic", lambda: now)
-    with Progress("export", total=200_000) as progress:
-        progress(10)
+    with Progress("export") as progress:
+        progress(10, 200_000)
         assert capsys.readouterr().err == ""
         now = 11.0
-        progress(50_000)
-        progress(50_001)
+        progress(50_000, 200_000)
+        progress(50_001, 200_000)
         assert capsys.readouterr().err == "export: 50,000 of 200,000 (25%) rows\n"
