@@ -176,6 +176,19 @@ class Run:
         if stop.requested:
             raise EmergencyStop(stop.reason or "asked to stop", event=stop.event)
 
+    def _opened(self) -> Rooms | None:
+        """The rooms; None in mode "off".
+
+        Raises:
+            ConfigurationError: nothing could be recorded, and the caller does not know it.
+        """
+        if self._rooms is None and self.settings.mode != "off":
+            raise ConfigurationError(
+                f"the run {self.name!r} is not open (not yet, or not any more): use it in a `with` "
+                "block, or between open() and close()"
+            )
+        return self._rooms
+
     # -- the loop -----------------------------------------------------------------------------
 
     def recover(self, *, default: Any = None) -> Any:
@@ -188,11 +201,10 @@ class Run:
         Raises:
             NoHealthyCheckpoint: nothing fit to load and no default; names every candidate.
         """
-        if self._rooms is None:
+        rooms = self._opened()
+        if rooms is None:
             return default() if callable(default) else default
-        state, self.decision = self._rooms.recover(
-            policy=self._policy, has_default=default is not None
-        )
+        state, self.decision = rooms.recover(policy=self._policy, has_default=default is not None)
         if not self._quiet:
             from qigstore.recovery import explain
 
@@ -231,11 +243,13 @@ class Run:
         Raises:
             InvalidInput: a value that cannot be recorded, by name; nothing of the row was kept.
         """
-        if self._rooms is None:
+        rooms = self._rooms
+        if rooms is None:
+            self._opened()
             return
-        alarms = self._rooms.recorder.record(step, metrics)
+        alarms = rooms.recorder.record(step, metrics)
         if alarms:
-            self._rooms.raise_alarms(alarms)
+            rooms.raise_alarms(alarms)
 
     def checkpoint(self, state: Any, *, step: int, every: int = 1) -> bool:
         """Save `state` after each `every` steps, and at once when a stop is asked for.
@@ -245,12 +259,13 @@ class Run:
         Returns:
             Whether this call saved.
         """
-        if self._rooms is None:
+        rooms = self._opened()
+        if rooms is None:
             return False
         if every < 1:
             raise ConfigurationError(f"every={every}; expected a number of steps, at least 1")
         self._offered = (state, step)
-        if (step + 1) % every and not self.should_stop and not self._rooms.checkpoint_wanted:
+        if (step + 1) % every and not self.should_stop and not rooms.checkpoint_wanted:
             return False
         self._save(state, step)
         return True
@@ -286,13 +301,13 @@ class Run:
 
     def set_reference_basin(self, basin: Any) -> None:
         """Measure `basin_distance` from this distribution, not from the first one recorded."""
-        if self._rooms is not None:
-            self._rooms.recorder.set_reference_basin(basin)
+        if (rooms := self._opened()) is not None:
+            rooms.recorder.set_reference_basin(basin)
 
     def stop(self, reason: str) -> None:
         """Ask this run to stop at its next safe point."""
-        if self._rooms is not None:
-            self._rooms.emergency.request_stop(reason)
+        if (rooms := self._opened()) is not None:
+            rooms.emergency.request_stop(reason)
 
     def flush(self, *, timeout_s: float = 30.0, durable: bool = False) -> None:
         """Wait until everything recorded is stored (`durable`: and on the disk before that).
@@ -302,8 +317,8 @@ class Run:
         Raises:
             NotStored: the database did not take everything in time.
         """
-        if self._rooms is not None:
-            self._rooms.writer.flush(timeout_s, durable=durable)
+        if (rooms := self._opened()) is not None:
+            rooms.writer.flush(timeout_s, durable=durable)
 
     def wait(self, *, timeout_s: float = 300.0) -> None:
         """Wait until the checkpoint in flight is committed.
@@ -311,8 +326,8 @@ class Run:
         Raises:
             CheckpointError: it could not be saved.
         """
-        if self._rooms is not None:
-            self._rooms.checkpoints.wait(timeout_s)
+        if (rooms := self._opened()) is not None:
+            rooms.checkpoints.wait(timeout_s)
 
 
 def _waiting(rooms: Rooms) -> str:
