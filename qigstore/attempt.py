@@ -7,6 +7,7 @@ other withdraws. With no database in reach the spools of this data folder decide
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import time
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from qigstore.checkpoints import CheckpointStore
-from qigstore.errors import SessionBusy
+from qigstore.errors import SessionBusy, StoreError
 from qigstore.leftovers import OFFLINE, settle_leftovers, spools
 from qigstore.recording import Draining, Spool, SpoolIdentity
 from qigstore.records import AttemptInfo, SessionInfo
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Claim", "claim", "claim_offline"]
 
+_log = logging.getLogger("qigstore")
 _SHIPPING_LIMIT_S, _SHIPPING_POLL_S = 60.0, 0.05
 
 
@@ -70,16 +72,26 @@ def claim(
     attempt = store.sessions.open_attempt(
         session.id, uuid4(), host=platform.node(), pid=os.getpid(), config=config
     )
+    spool = None
     try:
         _settle_rivals(store, session, attempt, leftovers, settings=settings, takeover=takeover)
         spool = _create_spool(settings, str(store.id), _identity(name, config, attempt))
+        told = spool.identity
+        state = store.writers.register(told.writer, attempt.id, told.rank)
     except BaseException as error:
-        reason = f"not opened: {error}"[:2000]
-        store.sessions.close_attempt(attempt.id, "failed", reason=reason)
+        if spool is not None:
+            spool.remove()
+        _give_up(store, attempt, f"not opened: {error}"[:2000])
         raise
-    identity = spool.identity
-    state = store.writers.register(identity.writer, attempt.id, identity.rank)
     return Claim(session, attempt, spool, state.epoch)
+
+
+def _give_up(store: Store, attempt: AttemptInfo, reason: str) -> None:
+    try:
+        store.sessions.close_attempt(attempt.id, "failed", reason=reason)
+    except StoreError as error:
+        # What kept it from opening is the news; the next process finds nobody alive behind it.
+        _log.warning("attempt %s of %s stays open: %s", attempt.number, store, error)
 
 
 def claim_offline(

@@ -325,8 +325,9 @@ def _connect(rooms: Rooms, spool: Spool) -> Writer:
     rooms.emergency.origin = Origin(target.session_id, target.attempt)
     store = rooms.link.needed()
     _log.info("the database can be had: %s", store.database.address)
+    mine = rooms.link.attempt
     for other in store.sessions.attempts(target.session_id):
-        if other.status == "running" and other.number != target.attempt:
+        if other.status == "running" and (other.host, other.pid) != (mine.host, mine.pid):
             # Nobody could tell when this run opened; both are kept, each as an attempt.
             message = f"process {other.pid} on {other.host} records this session at the same time"
             rooms.emergency.report("second attempt", message)

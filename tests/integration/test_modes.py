@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import psycopg
 import pytest
@@ -308,6 +309,53 @@ def test_an_outdated_schema_is_a_warning_and_the_upgrade_brings_the_rows(empty_d
     run.close()
     assert stored(Store(database)) == {1: [0]}
     database.dispose()
+
+
+def test_a_database_that_goes_away_in_the_middle_of_opening_leaves_nothing_half(
+    home: Path, dsn: str, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from qigstore.repository.writers import Writers
+
+    whole, cuts = Writers.register, 1
+
+    def cut_once(self: Writers, *given: Any) -> Any:
+        nonlocal cuts
+        if cuts:
+            cuts -= 1
+            raise qigstore.StoreUnavailable("nowhere", "cut")
+        return whole(self, *given)
+
+    monkeypatch.setattr(Writers, "register", cut_once)
+    with pytest.warns(RuntimeWarning, match="cut"):
+        run = qigstore.session("s", dsn=dsn, quiet=True).open()
+    run.record(0, loss=1.0)
+    run.close()
+    assert spools(home) == []
+    assert stored(store) == {1: [], 2: [0]}
+    attempts = store.sessions.attempts(store.sessions.get("s").id)
+    assert [attempt.status for attempt in attempts] == ["failed", "completed"]
+    assert store.events.list() == []
+
+
+def test_a_second_living_attempt_is_reported_once_the_database_is_back(
+    home: Path, dsn: str, store: Store, server_dsn: str
+) -> None:
+    session = store.sessions.open("s", {})
+    store.sessions.open_attempt(session.id, uuid4(), host="another host", pid=7, config={})
+    store.database.engine.dispose()
+    name = psycopg.conninfo.conninfo_to_dict(dsn)["dbname"]
+    with psycopg.connect(server_dsn, autocommit=True) as admin:
+        refuse_connections(admin, name, refuse=True)
+        with pytest.warns(RuntimeWarning, match="Training goes on"):
+            run = qigstore.session("s", dsn=dsn, quiet=True).open()
+        run.record(0, loss=1.0)
+        refuse_connections(admin, name, refuse=False)
+        run.flush(timeout_s=60)
+        assert run.attempt == 2
+        run.close()
+    (event,) = store.events.list(session.id)
+    assert (event.rule, event.attempt) == ("second attempt", 2)
+    assert "another host" in event.message
 
 
 def test_recovery_goes_by_the_folders_while_the_database_is_away(
