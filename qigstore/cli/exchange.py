@@ -22,6 +22,12 @@ def export(
     session: SessionName,
     file: _File,
     force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+    spooled: Annotated[
+        bool,
+        typer.Option(
+            "--spooled", help="What waits in offline spools; asks no database (as in mode offline)."
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Write a session into a file, exactly: .jsonl and .parquet hold all of it, .csv its rows.
@@ -29,10 +35,16 @@ def export(
     The checkpoints themselves are not in it (copy their folder). Status 2 where the file is there
     already, 5 where there is no such session.
     """
-    from qigstore.exchange import export_session
+    from qigstore.exchange import export_session, export_spools
+    from qigstore.settings import load_settings
 
-    with opened_store() as store, Progress("export") as progress:
-        report = export_session(store, session, file, force=force, progress=progress)
+    settings = load_settings()
+    with Progress("export") as progress:
+        if spooled or settings.mode == "offline":
+            report = export_spools(settings, session, file, force=force, progress=progress)
+        else:
+            with opened_store(settings) as store:
+                report = export_session(store, session, file, force=force, progress=progress)
     if as_json:
         print_json(report)
     else:

@@ -16,8 +16,8 @@ from typing import BinaryIO
 from uuid import NAMESPACE_OID, uuid5
 
 from qigstore.errors import InvalidInput
-from qigstore.exchange.formats import moment, number, written
-from qigstore.repository.exports import ExportedRow, ExportedSession, Snapshot
+from qigstore.exchange.formats import Exportable, moment, number, written
+from qigstore.repository.exports import ExportedRow, ExportedSession
 
 __all__ = ["CsvTable"]
 
@@ -31,7 +31,7 @@ class CsvTable:
     """Writes and reads `.csv`."""
 
     def write(
-        self, file: BinaryIO, snapshot: Snapshot, batches: Iterable[Sequence[ExportedRow]]
+        self, file: BinaryIO, snapshot: Exportable, batches: Iterable[Sequence[ExportedRow]]
     ) -> None:
         """Write the rows of a session."""
         names = (*snapshot.standard, *snapshot.session.metrics)

@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from qigstore.exchange.files import replacing
-from qigstore.exchange.formats import format_of
+from qigstore.exchange.formats import Exportable, Format, format_of
 
 if TYPE_CHECKING:
     from qigstore.repository import Store
-    from qigstore.repository.exports import ExportedRow, Snapshot
+    from qigstore.repository.exports import ExportedRow
+    from qigstore.settings import Settings
 
-__all__ = ["ExportReport", "export_session"]
+__all__ = ["ExportReport", "export_session", "export_spools"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,21 +50,52 @@ def export_session(
     """
     written = format_of(path)
     with replacing(path, force=force) as file, store.exports.snapshot(name) as snapshot:
-        written.write(file, snapshot, _counted(snapshot, progress))
-        session = snapshot.session
-        return ExportReport(
-            path=path,
-            session=session.name,
-            rows=snapshot.rows,
-            attempts=len(session.attempts),
-            events=len(session.events),
-            checkpoints=len(session.checkpoints),
-            bytes=file.tell(),
-        )
+        return _write(file, path, written, snapshot, progress)
+
+
+def export_spools(
+    settings: Settings,
+    name: str,
+    path: Path,
+    *,
+    force: bool = False,
+    progress: Callable[[int, int], object] = lambda _done, _total: None,
+) -> ExportReport:
+    """Write what lies in the offline spools of a session into a file; asks no database.
+
+    Raises:
+        NotFound: nothing of that session waits there.
+        SpoolError, ConfigurationError, OSError: as above.
+    """
+    from qigstore.exchange.spools import SpoolSnapshot
+
+    written = format_of(path)
+    with replacing(path, force=force) as file:
+        return _write(file, path, written, SpoolSnapshot(settings, name), progress)
+
+
+def _write(
+    file: BinaryIO,
+    path: Path,
+    written: Format,
+    snapshot: Exportable,
+    progress: Callable[[int, int], object],
+) -> ExportReport:
+    written.write(file, snapshot, _counted(snapshot, progress))
+    session = snapshot.session
+    return ExportReport(
+        path=path,
+        session=session.name,
+        rows=snapshot.rows,
+        attempts=len(session.attempts),
+        events=len(session.events),
+        checkpoints=len(session.checkpoints),
+        bytes=file.tell(),
+    )
 
 
 def _counted(
-    snapshot: Snapshot, progress: Callable[[int, int], object]
+    snapshot: Exportable, progress: Callable[[int, int], object]
 ) -> Iterator[Sequence[ExportedRow]]:
     done = 0
     for batch in snapshot.batches():

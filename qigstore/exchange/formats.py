@@ -1,4 +1,4 @@
-"""What a format can do: write a snapshot into an open file, and read one back, row by row."""
+"""What a format can do: write a session into an open file, and read one back, row by row."""
 
 from __future__ import annotations
 
@@ -9,11 +9,27 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from qigstore.errors import ConfigurationError
-from qigstore.repository.exports import ExportedRow, ExportedSession, Snapshot
+from qigstore.repository.exports import ExportedRow, ExportedSession
 
-__all__ = ["Format", "Source", "format_of", "moment", "number", "written"]
+__all__ = ["Exportable", "Format", "Source", "format_of", "moment", "number", "written"]
 
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+
+
+class Exportable(Protocol):
+    """What can be written: a `Snapshot` of a database, or what lies in spools.
+
+    Attributes:
+        session: everything but the telemetry.
+        rows: how many rows there are. standard: the standard metrics that any of them has.
+    """
+
+    session: ExportedSession
+    rows: int
+    standard: tuple[str, ...]
+
+    def batches(self) -> Iterator[list[ExportedRow]]:
+        """Rows by attempt, rank and sequence, some at a time."""
 
 
 class Source(Protocol):
@@ -38,7 +54,7 @@ class Format(Protocol):
     """One kind of file."""
 
     def write(
-        self, file: BinaryIO, snapshot: Snapshot, batches: Iterable[Sequence[ExportedRow]]
+        self, file: BinaryIO, snapshot: Exportable, batches: Iterable[Sequence[ExportedRow]]
     ) -> None:
         """Write a whole session."""
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from qigstore.errors import InvalidInput
-from qigstore.exchange.formats import moment, number, written
-from qigstore.repository.exports import ExportedRow, ExportedSession, Snapshot
+from qigstore.exchange.formats import Exportable, moment, number, written
+from qigstore.repository.exports import ExportedRow, ExportedSession
 
 __all__ = ["FORMAT", "JsonLines", "head_of", "session_of"]
 
@@ -51,7 +51,7 @@ class JsonLines:
     """Writes and reads `.jsonl`."""
 
     def write(
-        self, file: BinaryIO, snapshot: Snapshot, batches: Iterable[Sequence[ExportedRow]]
+        self, file: BinaryIO, snapshot: Exportable, batches: Iterable[Sequence[ExportedRow]]
     ) -> None:
         """Write a whole session."""
         session = snapshot.session

@@ -12,8 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from qigstore.errors import InvalidInput
+from qigstore.exchange.formats import Exportable
 from qigstore.exchange.jsonl import head_of, session_of
-from qigstore.repository.exports import ExportedRow, Snapshot
+from qigstore.repository.exports import ExportedRow
 
 __all__ = ["Parquet"]
 
@@ -35,7 +36,7 @@ class Parquet:
     """Writes and reads `.parquet`."""
 
     def write(
-        self, file: BinaryIO, snapshot: Snapshot, batches: Iterable[Sequence[ExportedRow]]
+        self, file: BinaryIO, snapshot: Exportable, batches: Iterable[Sequence[ExportedRow]]
     ) -> None:
         """Write a whole session."""
         session = snapshot.session

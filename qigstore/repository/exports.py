@@ -39,7 +39,14 @@ from qigstore.repository.writers import WriterState
 if TYPE_CHECKING:
     from qigstore.database.engine import Database
 
-__all__ = ["ExportedRow", "ExportedSession", "Exports", "OpenedExport", "Snapshot"]
+__all__ = [
+    "ExportedRow",
+    "ExportedSession",
+    "Exports",
+    "OpenedExport",
+    "Snapshot",
+    "plain_record",
+]
 
 _ROWS_AT_ONCE = 2_000
 _OF_SESSION: dict[str, Table] = {
@@ -123,10 +130,7 @@ class Snapshot:
     def _records(self, table: Table) -> list[Record]:
         columns = [column for column in table.c if column.name != "session_id"]
         query = select(*columns).where(table.c.session_id == self._id).order_by(table.c.id)
-        return [
-            {name: _plain(value) for name, value in row._mapping.items()}
-            for row in self._connection.execute(query)
-        ]
+        return [plain_record(dict(row._mapping)) for row in self._connection.execute(query)]
 
     def _writers(self) -> list[Record]:
         query = (
@@ -295,6 +299,11 @@ def _writers(
 def _add(connection: Connection, table: Table, values: Mapping[str, Any]) -> bool:
     done = connection.execute(insert(table).values(**values).on_conflict_do_nothing())
     return done.rowcount == 1
+
+
+def plain_record(values: Mapping[str, Any]) -> Record:
+    """A row of a table in JSON's own types, without its session."""
+    return {name: _plain(value) for name, value in values.items() if name != "session_id"}
 
 
 def _plain(value: Any) -> Any:

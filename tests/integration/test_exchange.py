@@ -419,6 +419,57 @@ def test_memory_does_not_grow_with_the_rows(store: Store, elsewhere: Store, tmp_
     assert peaks[1] < 1.5 * peaks[0]
 
 
+# -- with no database in reach --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_what_waits_in_spools_is_exported_without_a_database_and_arrives_once(
+    home: Path, dsn: str, elsewhere: Store, suffix: str
+) -> None:
+    nowhere = environment(home, "postgresql://nobody@127.0.0.1:1/none")
+    path = str(home / f"s{suffix}")
+    basin = np.full(64, 1 / 64)
+    for attempt in range(2):
+        with qigstore.session("s", mode="offline", home=home, quiet=True,
+                              rules=[Finite("loss")]) as run:  # fmt: skip
+            for number, value in enumerate(NASTY):
+                run.record(number + 10 * attempt, loss=value, basin=basin, **{NAMES[number % 9]: 1})
+            run.record(3 + 10 * attempt, loss=1.0)
+    told = data(nowhere, "export", "s", path, "--spooled")
+    assert (told["rows"], told["attempts"]) == (2 * len(NASTY) + 2, 2)
+    missing = process(nowhere, "export", "t", str(home / "t.jsonl"), "--spooled")
+    assert missing.returncode == 5
+    imported = import_session(elsewhere, Path(path))
+    assert imported.rows == told["rows"]
+    assert data(environment(home, dsn), "spool", "drain")["rows"] == told["rows"]
+    with Store(Database(dsn)) as drained:
+        assert telemetry_of(elsewhere, "s") == telemetry_of(drained, "s")
+        if suffix == ".jsonl":
+            events = [session_of(each, "s").events for each in (elsewhere, drained)]
+            assert events[0] == events[1] != []
+            attempts = [
+                [(a["id"], a["number"], a["status"]) for a in session_of(each, "s").attempts]
+                for each in (elsewhere, drained)
+            ]
+            assert attempts[0] == attempts[1]
+
+
+def test_a_spool_that_was_exported_and_imported_is_shipped_as_what_it_is(
+    home: Path, dsn: str, store: Store
+) -> None:
+    with qigstore.session("s", mode="offline", home=home, quiet=True) as run:
+        for step in range(100):
+            run.record(step, loss=1.0)
+    env = environment(home, dsn)
+    assert data(env, "export", "s", str(home / "s.jsonl"), "--spooled")["rows"] == 100
+    assert data(env, "import", str(home / "s.jsonl"))["rows"] == 100
+    assert data(env, "spool", "drain")["rows"] == 0
+    assert data(env, "spool", "status")["spools"] == []
+    assert len(telemetry_of(store, "s")) == 100
+    (attempt,) = store.sessions.attempts(store.sessions.get("s").id)
+    assert attempt.status == "completed"
+
+
 # -- the commands ------------------------------------------------------------------------------
 
 
