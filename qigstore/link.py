@@ -179,41 +179,11 @@ class Link:
             self.store.close()
 
 
-class LinkedRows:
-    """Rows of checkpoints through a link: kept back (`StoreUnavailable`) until there is a store."""
-
-    def __init__(self, link: Link) -> None:
-        self._link = link
-
-    def add(self, checkpoint: Checkpoint, /) -> bool:
-        """Insert a row, with the numbers that its attempt has in this store."""
-        store = self._link.needed()
-        return store.checkpoints.add(located(store, self._link.session.id, checkpoint))
-
-    def set_status(
-        self, checkpoint_id: UUID, status: CheckpointStatus, /, reason: str | None = None
-    ) -> None:
-        """Say that a checkpoint was deleted or quarantined."""
-        self._link.needed().checkpoints.set_status(checkpoint_id, status, reason=reason)
-
-    def candidates(
-        self,
-        _session_id: int,
-        /,
-        *,
-        settle_steps: int,
-        phi_floor: float | None = None,
-        limit: int = 10_000,
-    ) -> list[Candidate]:
-        """Every committed checkpoint, with whether it is fit to recover from, and why."""
-        return self._link.needed().checkpoints.candidates(
-            self._link.session.id, settle_steps=settle_steps, phi_floor=phi_floor, limit=limit
-        )
-
-
 class FolderRows:
-    """The same where no database answers: the folders are the truth, and the event log tells which
-    of them a critical event followed. What other hosts noticed is not known here.
+    """Rows of checkpoints where no database answers: what the folders and the event log tell.
+
+    The folders are the truth, and the log says which of them a critical event followed. What other
+    hosts noticed is not known here.
     """
 
     def __init__(
@@ -253,6 +223,42 @@ class FolderRows:
         healthy = [candidate for candidate in judged if candidate.healthy]
         refused = [candidate for candidate in judged if not candidate.healthy]
         return [*healthy[:limit], *refused[:limit]]
+
+
+class LinkedRows:
+    """Rows of checkpoints through a link: kept back (`StoreUnavailable`) until there is a store.
+
+    Until then `folders` says what is fit to recover from. Once there is one, it alone does.
+    """
+
+    def __init__(self, link: Link, folders: FolderRows) -> None:
+        self._link, self._folders = link, folders
+
+    def add(self, checkpoint: Checkpoint, /) -> bool:
+        """Insert a row, with the numbers that its attempt has in this store."""
+        store = self._link.needed()
+        return store.checkpoints.add(located(store, self._link.session.id, checkpoint))
+
+    def set_status(
+        self, checkpoint_id: UUID, status: CheckpointStatus, /, reason: str | None = None
+    ) -> None:
+        """Say that a checkpoint was deleted or quarantined."""
+        self._link.needed().checkpoints.set_status(checkpoint_id, status, reason=reason)
+
+    def candidates(
+        self,
+        session_id: int,
+        /,
+        *,
+        settle_steps: int,
+        phi_floor: float | None = None,
+        limit: int = 10_000,
+    ) -> list[Candidate]:
+        """Every committed checkpoint, with whether it is fit to recover from, and why."""
+        choose: Callable[..., list[Candidate]] = self._folders.candidates
+        if self._link.store is not None:
+            choose, session_id = self._link.store.checkpoints.candidates, self._link.session.id
+        return choose(session_id, settle_steps=settle_steps, phi_floor=phi_floor, limit=limit)
 
 
 def _followed(item: Checkpoint, critical: Iterable[LoggedEvent], settle_steps: int) -> str | None:

@@ -373,9 +373,8 @@ def _checkpoints(settings: Settings, link: Link, emergency: Emergency) -> Checkp
         message = f"checkpoint {checkpoint} was not saved: {error}"
         emergency.report("checkpoint save", message, step=step)
 
-    rows: CheckpointRows = LinkedRows(link)
-    if settings.mode == "offline":
-        rows = FolderRows(folders, link.session.name, link.logged_events)
+    local = FolderRows(folders, link.session.name, link.logged_events)
+    rows = local if settings.mode == "offline" else LinkedRows(link, local)
     return _manager(settings, link, folders, rows, on_error=report)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from qigstore.errors import NotStored, StoreError
+from qigstore.errors import NotStored, QigstoreError
 from qigstore.recording.writer import Health, Writer
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class LateWriter:
             pause = min(2.0 * pause, most)
             try:
                 writer = self._connect()
-            except StoreError as error:
+            except QigstoreError as error:
                 self._error = str(error)
             except Exception as error:
                 # The rows are safe, and it may be over the next time; but nobody foresaw it.

@@ -264,10 +264,41 @@ def test_a_database_away_at_the_start_is_one_warning_and_the_rows_arrive_when_it
     assert spools(home) == []
 
 
+def test_an_embedded_server_that_starts_late_gets_the_rows(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from qigstore.database.embedded import EmbeddedServer
+    from qigstore.errors import EmbeddedServerError
+
+    whole, failures = EmbeddedServer.start, 2
+
+    def fail_twice(*given: Any, **more: Any) -> EmbeddedServer:
+        nonlocal failures
+        if failures:
+            failures -= 1
+            raise EmbeddedServerError("the embedded server", "no space left on device")
+        return whole(*given, **more)
+
+    monkeypatch.setattr(EmbeddedServer, "start", fail_twice)
+    with pytest.warns(RuntimeWarning, match="no space left"):
+        run = qigstore.session("s", quiet=True).open()
+    run.record(0, loss=1.0)
+    run.flush(timeout_s=120)
+    run.close()
+    with qigstore.open_store() as store:
+        assert stored(store) == {1: [0]}
+    assert spools(home) == []
+
+
 def test_a_database_away_for_the_whole_run_is_said_at_the_end(home: Path) -> None:
     with pytest.warns(RuntimeWarning, match="127.0.0.1:1") as warned:
         run = qigstore.session("s", dsn=NOWHERE, quiet=True, close_timeout_s=0.2).open()
     train(run, 15)
+    for step in range(15, 100):
+        run.checkpoint(FRESH, step=step, every=10)
+    run.wait()
+    # Retention goes by the folders: the disk does not fill up while the database is away.
+    assert 3 <= len(list((home / "checkpoints").glob("*/*/manifest.json"))) <= 7
     with pytest.raises(qigstore.NotStored) as waiting:
         run.close()
     assert (waiting.value.rows, waiting.value.spool.parent.name) == (15, "offline")
