@@ -2,45 +2,57 @@
 
 A claim is safe against two processes that open one session in the same moment: attempts are
 numbered under the session's row lock, so the one with the lower number keeps the session and the
-other withdraws.
+other withdraws. With no database in reach the spools of this data folder decide it the same way.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-from qigstore.errors import SessionBusy
+from qigstore.checkpoints import CheckpointStore
+from qigstore.errors import SessionBusy, StoreError
+from qigstore.leftovers import OFFLINE, settle_leftovers, spools
+from qigstore.recording import Draining, Spool, SpoolIdentity
+from qigstore.records import AttemptInfo, SessionInfo
 
 if TYPE_CHECKING:
-    from qigstore.recording import DrainReport, Spool
-    from qigstore.records import AttemptInfo, SessionInfo
+    from qigstore.recording import DrainReport
     from qigstore.repository import Store
     from qigstore.settings import Settings
 
-__all__ = ["Claim", "claim", "settle_leftovers"]
+__all__ = ["Claim", "claim", "claim_offline"]
 
+_log = logging.getLogger("qigstore")
 _SHIPPING_LIMIT_S, _SHIPPING_POLL_S = 60.0, 0.05
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """What this process holds once a session is its own."""
+    """What this process holds once a session is its own.
+
+    Attributes:
+        session, attempt: as the database has them; offline: with id 0, and the number a guess.
+        epoch: of its writer; offline: 0.
+    """
 
     session: SessionInfo
     attempt: AttemptInfo
     spool: Spool
     epoch: int
-    leftovers: tuple[DrainReport, ...]
 
-    def withdraw(self, store: Store) -> None:
+    def withdraw(self, store: Store | None) -> None:
         """Give the session back: what was claimed could not be opened."""
+        if store is None:
+            self.spool.remove()
+            return
         self.spool.close()
         store.sessions.close_attempt(self.attempt.id, "failed", reason="could not be opened")
 
@@ -48,57 +60,128 @@ class Claim:
 def claim(
     store: Store, settings: Settings, name: str, config: Mapping[str, Any], *, takeover: bool
 ) -> Claim:
-    """Ship what dead processes left, then open the next attempt of the session `name`.
+    """Ship what dead processes of this session left, then open its next attempt.
 
     Raises:
         SessionBusy: a living process records this session and `takeover` is false.
         StoreUnavailable: no database answers.
         SpoolFull: the disk has no room for the first segment.
     """
-    from qigstore.recording import Spool, SpoolIdentity
-
-    leftovers = settle_leftovers(store, settings)
+    leftovers = settle_leftovers(store, settings, _mine(settings, name))
     session = store.sessions.open(name, config)
-    mine = store.sessions.open_attempt(
+    attempt = store.sessions.open_attempt(
         session.id, uuid4(), host=platform.node(), pid=os.getpid(), config=config
     )
+    spool = None
     try:
-        _settle_rivals(store, session, mine, leftovers, settings=settings, takeover=takeover)
-        identity = SpoolIdentity(
-            writer=uuid4(),
-            attempt=mine.id,
-            session=name,
-            rank=0,
-            config=dict(config),
-            host=mine.host,
-            pid=mine.pid,
-            created_at=datetime.now(UTC),
-        )
-        spool = Spool.create(
-            settings.spool_root / str(store.id),
-            identity,
-            segment_bytes=settings.segment_bytes,
-            bytes_max=settings.spool_bytes_max,
-        )
+        _settle_rivals(store, session, attempt, leftovers, settings=settings, takeover=takeover)
+        spool = _create_spool(settings, str(store.id), _identity(name, config, attempt))
+        told = spool.identity
+        state = store.writers.register(told.writer, attempt.id, told.rank)
     except BaseException as error:
-        store.sessions.close_attempt(mine.id, "failed", reason=f"not opened: {error}"[:2000])
+        if spool is not None:
+            spool.remove()
+        _give_up(store, attempt, f"not opened: {error}"[:2000])
         raise
-    state = store.writers.register(identity.writer, mine.id, identity.rank)
-    return Claim(session, mine, spool, state.epoch, leftovers)
+    return Claim(session, attempt, spool, state.epoch)
 
 
-def settle_leftovers(store: Store, settings: Settings) -> tuple[DrainReport, ...]:
-    """Ship the spools and event logs of dead processes; show their attempts as lost."""
-    from qigstore.recording import EventLog, drain_leftovers
+def _give_up(store: Store, attempt: AttemptInfo, reason: str) -> None:
+    try:
+        store.sessions.close_attempt(attempt.id, "failed", reason=reason)
+    except StoreError as error:
+        # What kept it from opening is the news; the next process finds nobody alive behind it.
+        _log.warning("attempt %s of %s stays open: %s", attempt.number, store, error)
 
-    reports = tuple(drain_leftovers(settings.spool_root / str(store.id), store))
-    for report in reports:
-        if not report.busy and report.error is None and report.attempt_id is not None:
-            store.sessions.close_attempt(
-                report.attempt_id, "lost", reason="its process ended without closing it"
-            )
-    EventLog(settings.event_root / str(store.id)).ship(store.events.add)
-    return reports
+
+def claim_offline(
+    settings: Settings,
+    name: str,
+    config: Mapping[str, Any],
+    *,
+    takeover: bool,
+    address: str | None,
+) -> Claim:
+    """Open the next attempt with no database in reach; a later process makes it known.
+
+    Args:
+        address: the database that the rows wait for; None: any.
+
+    Raises:
+        SessionBusy: a living process records this session into this data folder, and `takeover`
+            is false.
+        InvalidInput: a name or configuration that no database would store.
+        SpoolFull: the disk has no room for the first segment.
+    """
+    from qigstore.repository.texts import document, line
+
+    line("session name", name)
+    config, now = document("config", config), datetime.now(UTC)
+    session = SessionInfo(id=0, name=name, config=config, created_at=now)
+    attempt = AttemptInfo(
+        id=uuid4(),
+        session_id=0,
+        number=_next_number(settings, name),
+        status="running",
+        host=platform.node(),
+        pid=os.getpid(),
+        started_at=now,
+        heartbeat_at=now,
+        config=config,
+    )
+    told = replace(_identity(name, config, attempt), offline=True, address=address)
+    spool = _create_spool(settings, OFFLINE, told)
+    if not takeover and (rival := _living_rival(settings, told)) is not None:
+        spool.remove()
+        raise SessionBusy(name, f"process {rival.pid} on {rival.host}")
+    return Claim(session, attempt, spool, 0)
+
+
+def _mine(settings: Settings, name: str) -> Draining:
+    from qigstore.database.engine import address_of
+
+    return Draining(only=name, address=address_of(settings))
+
+
+def _identity(name: str, config: Mapping[str, Any], attempt: AttemptInfo) -> SpoolIdentity:
+    return SpoolIdentity(
+        writer=uuid4(),
+        attempt=attempt.id,
+        session=name,
+        rank=0,
+        config=dict(config),
+        host=attempt.host,
+        pid=attempt.pid,
+        created_at=attempt.started_at,
+        number=attempt.number,
+    )
+
+
+def _create_spool(settings: Settings, place: str, identity: SpoolIdentity) -> Spool:
+    return Spool.create(
+        settings.spool_root / place,
+        identity,
+        segment_bytes=settings.segment_bytes,
+        bytes_max=settings.spool_bytes_max,
+    )
+
+
+def _next_number(settings: Settings, name: str) -> int:
+    """A guess, from what lies here: the database numbers attempts as it hears of them."""
+    found = CheckpointStore(settings.checkpoint_root).scan(name)
+    waiting = (told.number for told, _ in spools(settings.spool_root) if told.session == name)
+    return 1 + max([0, *(item.attempt for item in found), *waiting])
+
+
+def _living_rival(settings: Settings, mine: SpoolIdentity) -> SpoolIdentity | None:
+    """A living process that records the session and came first: of two, one withdraws."""
+    for told, held in spools(settings.spool_root):
+        if not held or (told.session, told.rank) != (mine.session, mine.rank):
+            continue
+        first = (told.created_at, told.writer) < (mine.created_at, mine.writer)
+        if first and _may_live(told, held=True):
+            return told
+    return None
 
 
 def _settle_rivals(
@@ -111,9 +194,13 @@ def _settle_rivals(
     takeover: bool,
 ) -> None:
     """Close older running attempts whose process is dead; refuse or shut out a living one."""
-    busy = {report.attempt_id for report in leftovers if report.busy}
+    busy = {report.attempt_id: report.owner for report in leftovers if report.busy}
     limit_s = settings.heartbeat_limit_s
-    for rival in store.sessions.attempts(session.id, heartbeat_limit_s=limit_s):
+    attempts = store.sessions.attempts(session.id, heartbeat_limit_s=limit_s)
+    offline = busy.keys() - {attempt.id for attempt in attempts}
+    if offline and not takeover:
+        raise SessionBusy(session.name, f"{busy[offline.pop()]}, which has no database in reach")
+    for rival in attempts:
         if rival.number >= mine.number or rival.ended_at is not None:
             continue
         held = rival.id in busy
@@ -137,19 +224,17 @@ def _await_shipping(store: Store, settings: Settings, name: str, rival: AttemptI
     Raises:
         SessionBusy: that took longer than `_SHIPPING_LIMIT_S`.
     """
-    from qigstore.recording import drain_leftovers
-
     end = time.monotonic() + _SHIPPING_LIMIT_S
     while any(
         report.busy and report.attempt_id == rival.id
-        for report in drain_leftovers(settings.spool_root / str(store.id), store, only=name)
+        for report in settle_leftovers(store, settings, _mine(settings, name))
     ):
         if time.monotonic() > end:
             raise SessionBusy(name, f"a process that ships what {rival.pid} left")
         time.sleep(_SHIPPING_POLL_S)
 
 
-def _may_live(rival: AttemptInfo, *, held: bool) -> bool:
+def _may_live(rival: AttemptInfo | SpoolIdentity, *, held: bool) -> bool:
     """Whether the process of an attempt may still be there; only its own host can tell.
 
     `held`: its spool is locked, by itself or by a process that ships it.

@@ -15,18 +15,24 @@ from signal import Signals
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from qigstore.attempt import Claim, claim
+from qigstore.attempt import Claim, claim, claim_offline
 from qigstore.checkpoints import CheckpointManager, CheckpointStore, Retention
-from qigstore.database.engine import open_database
+from qigstore.checkpoints.keeper import CheckpointRows
+from qigstore.database.engine import address_of, open_database
 from qigstore.errors import (
     CheckpointError,
     ConfigurationError,
     InvalidInput,
     NotStored,
+    SchemaOutdated,
     StoreError,
+    StoreUnavailable,
 )
-from qigstore.recording import EventLog, Recorder, Writer
-from qigstore.records import AttemptStatus, CheckpointKind, Decision, Event
+from qigstore.leftovers import OtherLeftovers
+from qigstore.link import FolderRows, Link, LinkedRows
+from qigstore.recording import Recorder, Spool, Writer
+from qigstore.recording.late_writer import LateWriter
+from qigstore.records import AttemptStatus, CheckpointKind, Decision
 from qigstore.recovery import Policy, recover
 from qigstore.repository import Store
 from qigstore.safety.detectors import Alarm
@@ -40,8 +46,11 @@ if TYPE_CHECKING:
 __all__ = ["Rooms", "open_rooms"]
 
 _log = logging.getLogger(__name__)
+_LEEWAY_S = 1.0
+_OTHERS_LIMIT_S = 5.0
+"""How long closing waits for what other sessions left; it is shipped another time otherwise."""
 
-_RULES, _REFERENCE = "rules", "reference_basin"
+_ATTEMPT, _RULES, _REFERENCE = "attempt_id", "rules", "reference_basin"
 """What a checkpoint remembers beside the state, so that a resumed run judges as before."""
 
 
@@ -50,11 +59,10 @@ class Rooms:
     """Everything that lives as long as one attempt does."""
 
     settings: Settings
-    store: Store
-    claim: Claim
+    link: Link
     rules: RuleSet
     recorder: Recorder[Alarm]
-    writer: Writer
+    writer: Writer | LateWriter
     checkpoints: CheckpointManager
     emergency: Emergency
     signals: SignalWatch
@@ -62,6 +70,8 @@ class Rooms:
     """Ask for the stop that a signal means."""
     checkpoint_wanted: list[str] = field(default_factory=list)
     """Reasons of alarms that asked for a checkpoint since the last one."""
+    others: OtherLeftovers | None = None
+    """Ships what processes of other sessions left; there once there is a database."""
 
     # -- what a run does ----------------------------------------------------------------------
 
@@ -76,16 +86,32 @@ class Rooms:
             self.emergency.raise_alarm(alarm)
 
     def recover(self, *, policy: Policy, has_default: bool) -> tuple[Any, Decision]:
-        """Choose, verify and load; then judge as the run did that saved it."""
-        state, decision = recover(
-            self.checkpoints,
-            self.store,
-            attempt=self.claim.attempt,
-            policy=policy,
-            has_default=has_default,
-        )
+        """Choose, verify and load; then judge as the run did that saved it.
+
+        With no database in reach the folders and the event log decide: then nothing is known of
+        steps to skip, nor of checkpoints that several attempts resumed from in vain.
+        """
+        choose = partial(recover, policy=policy, has_default=has_default)
+        try:
+            if self.link.store is None:
+                state, decision = self._recover_from_folders(choose)
+            else:
+                attempt = self.link.attempt
+                state, decision = choose(self.checkpoints, self.link.store, attempt=attempt)
+        except StoreUnavailable as away:
+            warnings.warn(f"recovery goes by the folders alone: {away}", RuntimeWarning, 4)
+            state, decision = self._recover_from_folders(choose)
         if decision.chosen is not None:
             self._remember(decision.chosen.metadata)
+        return state, decision
+
+    def _recover_from_folders(self, choose: partial[tuple[Any, Decision]]) -> tuple[Any, Decision]:
+        folders = self.checkpoints.store
+        rows = FolderRows(folders, self.link.session.name, self.link.logged_events)
+        state, decision = choose(_manager(self.settings, self.link, folders, rows))
+        if decision.chosen is not None:
+            self.checkpoints.protect(decision.chosen.id)
+        self.link.note_recovery(decision)
         return state, decision
 
     def _remember(self, metadata: Mapping[str, Any]) -> None:
@@ -109,6 +135,8 @@ class Rooms:
         recorded = self.recorder.last if self.recorder.last_step == step else {}
         reference = self.recorder.reference_basin
         metadata = {
+            # Its number may yet be another one, where no database knows the attempt.
+            _ATTEMPT: str(self.link.attempt.id),
             _RULES: self.rules.state(),
             _REFERENCE: None if reference is None else reference.tolist(),
         }
@@ -150,29 +178,33 @@ class Rooms:
         """
         limit = self.settings.close_timeout_s
         aborted = status != "completed"
+        # Before the spool is let go: from then on another process may ship it.
+        self.link.note_end(status, reason, exit_status)
         steps = [
             LeaveStep("checkpoint", self.checkpoints.close),
             LeaveStep("events", self._close_events),
-            LeaveStep("telemetry", self.writer.close, None if aborted else limit),
-            LeaveStep("attempt", partial(self._close_attempt, status, reason, exit_status)),
+            LeaveStep("telemetry", self._close_writer, None if aborted else limit + _LEEWAY_S),
+            LeaveStep("attempt", lambda _limit_s: self.link.end()),
+            LeaveStep("leftovers", partial(self._close_others, 0.0 if aborted else limit)),
         ]
         deadline_s = self.settings.abort_deadline_s if aborted else 300.0 + 2 * limit
         try:
             outcomes = leave(steps, deadline_s=deadline_s)
         finally:
-            self.store.close()
+            self.link.close()
         _raise_first(outcomes)
+
+    def _close_writer(self, limit_s: float) -> None:
+        # Less than it has, so that it is the one to say how many rows wait, and where.
+        self.writer.close(max(limit_s - _LEEWAY_S, 0.0))
 
     def _close_events(self, limit_s: float) -> None:
         if not self.emergency.close(limit_s):
             _log.warning("events wait in %s for the next process", self.settings.event_root)
 
-    def _close_attempt(
-        self, status: AttemptStatus, reason: str | None, code: int | None, limit_s: float
-    ) -> None:
-        self.store.sessions.close_attempt(
-            self.claim.attempt.id, status, reason=reason, exit_status=code
-        )
+    def _close_others(self, patience_s: float, limit_s: float) -> None:
+        if self.others is not None:
+            self.others.close(min(patience_s, limit_s, _OTHERS_LIMIT_S))
 
 
 def _raise_first(outcomes: Sequence[Outcome]) -> None:
@@ -190,104 +222,177 @@ def _raise_first(outcomes: Sequence[Outcome]) -> None:
 def open_rooms(
     settings: Settings, name: str, config: Mapping[str, Any], *, rules: Any, takeover: bool
 ) -> Rooms:
-    """Open the database, claim the session, build the rooms; on failure nothing stays open.
+    """Claim the session and build the rooms; on failure nothing stays open.
+
+    A database that is away, refuses us or has another schema is no reason not to train: the rows
+    wait in the spool, one warning says so, and the writer goes on asking.
 
     Raises:
-        StoreUnavailable, SchemaOutdated, SessionBusy, SpoolFull, ConfigurationError.
+        SessionBusy, SpoolFull, ConfigurationError, InvalidInput.
     """
     declared = RuleSet.of(rules)
     with ExitStack() as undo:
-        store = Store(open_database(settings))
-        undo.callback(store.close)
         try:
-            claimed = claim(store, settings, name, config, takeover=takeover)
+            store, claimed, why = _claim(settings, name, config, takeover=takeover)
         except OSError as error:
             raise ConfigurationError(
                 f"the data folder {settings.home} cannot be used: {error}. "
                 "Set QIGSTORE_HOME to a folder that you can write."
             ) from error
+        if store is not None:
+            undo.callback(store.close)
         undo.callback(claimed.withdraw, store)
-        rooms = _build(settings, store, claimed, declared)
+        rooms = _build(settings, Link(settings, claimed, store), claimed, declared, why)
+        if why is not None and settings.mode == "online":
+            warnings.warn(
+                f"{why} Training goes on; what is recorded waits in {claimed.spool.folder} and is "
+                "stored as soon as the database can be had, in this run or by a later one.",
+                RuntimeWarning,
+                4,
+            )
         rooms.writer.start()
         rooms.signals.install()
         undo.pop_all()
     return rooms
 
 
-def _build(settings: Settings, store: Store, claimed: Claim, rules: RuleSet) -> Rooms:
+def _claim(
+    settings: Settings, name: str, config: Mapping[str, Any], *, takeover: bool
+) -> tuple[Store | None, Claim, str | None]:
+    """The store, if there is one; the claim; and why there is none."""
+    address: str | None = address_of(settings)
+    why = "this run is offline: its rows wait for another process"
+    if settings.mode == "online":
+        try:
+            store = Store(open_database(settings))
+            try:
+                return store, claim(store, settings, name, config, takeover=takeover), None
+            except BaseException:
+                store.close()
+                raise
+        except (StoreUnavailable, SchemaOutdated) as error:
+            why = str(error)
+    elif settings.dsn is None:
+        address = None  # no database was named: the first that any process reaches is the one
+    return None, claim_offline(settings, name, config, takeover=takeover, address=address), why
+
+
+def _build(
+    settings: Settings, link: Link, claimed: Claim, rules: RuleSet, why: str | None
+) -> Rooms:
     wanted: list[str] = []
-    emergency = _emergency(settings, store, claimed, wanted)
+    emergency = _emergency(settings, link, wanted)
     recorder = Recorder(claimed.spool, bind_rules=rules.bind)
 
     def notice_signal(signum: int) -> None:
         reason = f"{Signals(signum).name} received"
         emergency.request_stop(reason, signum=signum, step=recorder.last_step)
 
-    return Rooms(
+    def connect() -> Writer:
+        return _connect(rooms, claimed.spool)
+
+    if why is None:
+        writer: Writer | LateWriter = _writer(settings, link, claimed.spool, claimed.epoch)
+    else:
+        again = connect if settings.mode == "online" else None
+        writer = LateWriter(claimed.spool, again, why)
+    rooms = Rooms(
         settings=settings,
-        store=store,
-        claim=claimed,
+        link=link,
         rules=rules,
         recorder=recorder,
-        writer=_writer(settings, store, claimed),
-        checkpoints=_checkpoints(settings, store, claimed, emergency),
+        writer=writer,
+        checkpoints=_checkpoints(settings, link, emergency),
         emergency=emergency,
         # The orderly way out has the deadline; the watch's own is for when that way hangs.
         signals=SignalWatch(notice_signal, deadline_s=settings.abort_deadline_s + 5.0),
         notice_signal=notice_signal,
         checkpoint_wanted=wanted,
     )
+    if link.store is not None:
+        _ship_others(rooms)
+    return rooms
 
 
-def _emergency(settings: Settings, store: Store, claimed: Claim, wanted: list[str]) -> Emergency:
-    session, attempt = claimed.session, claimed.attempt
-    log = EventLog(settings.event_root / str(store.id))
+def _connect(rooms: Rooms, spool: Spool) -> Writer:
+    """Reach the database after all; then go on as if it had been there from the start.
 
-    def write_event(event: Event) -> object:
-        return log.write(session.name, event, attempt_id=attempt.id)
+    Raises:
+        StoreError: still not.
+    """
+    target = rooms.link.open()
+    rooms.checkpoints.session_id, rooms.checkpoints.attempt = target.session_id, target.attempt
+    rooms.emergency.origin = Origin(target.session_id, target.attempt)
+    store = rooms.link.needed()
+    _log.info("the database can be had: %s", store.database.address)
+    mine = rooms.link.attempt
+    for other in store.sessions.attempts(target.session_id):
+        if other.status == "running" and (other.host, other.pid) != (mine.host, mine.pid):
+            # Nobody could tell when this run opened; both are kept, each as an attempt.
+            message = f"process {other.pid} on {other.host} records this session at the same time"
+            rooms.emergency.report("second attempt", message)
+    _ship_others(rooms)
+    return _writer(rooms.settings, rooms.link, spool, target.epoch)
 
+
+def _ship_others(rooms: Rooms) -> None:
+    session, address = rooms.link.session.name, address_of(rooms.settings)
+    rooms.others = OtherLeftovers(rooms.link.needed(), rooms.settings, session, address)
+    rooms.others.start()
+
+
+def _emergency(settings: Settings, link: Link, wanted: list[str]) -> Emergency:
+    asked = settings.mode == "online"
     return Emergency(
-        Origin(session.id, attempt.number),
-        write_event=write_event,
-        store_event=store.events.add,
-        ship=partial(log.ship, store.events.add),
+        Origin(link.session.id, link.attempt.number),
+        write_event=link.write_event,
+        store_event=link.store_event if asked else None,
+        ship=link.ship_events if asked else None,
         request_checkpoint=wanted.append,
     )
 
 
-def _writer(settings: Settings, store: Store, claimed: Claim) -> Writer:
-    attempt = claimed.attempt
-
-    def heartbeat() -> None:
-        store.sessions.heartbeat(attempt.id)
-
+def _writer(settings: Settings, link: Link, spool: Spool, epoch: int) -> Writer:
     return Writer(
-        store,
-        claimed.spool,
-        session_id=attempt.session_id,
-        attempt=attempt.number,
-        epoch=claimed.epoch,
+        link.needed(),
+        spool,
+        session_id=link.session.id,
+        attempt=link.attempt.number,
+        epoch=epoch,
         flush_interval_s=settings.flush_interval_s,
         batch_rows_max=settings.batch_rows_max,
         heartbeat_interval_s=settings.heartbeat_interval_s,
-        heartbeat=heartbeat,
+        heartbeat=link.heartbeat,
     )
 
 
-def _checkpoints(
-    settings: Settings, store: Store, claimed: Claim, emergency: Emergency
-) -> CheckpointManager:
+def _checkpoints(settings: Settings, link: Link, emergency: Emergency) -> CheckpointManager:
+    folders = CheckpointStore(settings.checkpoint_root)
+
     def report(checkpoint: UUID, step: int, error: Exception) -> None:
         message = f"checkpoint {checkpoint} was not saved: {error}"
         emergency.report("checkpoint save", message, step=step)
 
+    local = FolderRows(folders, link.session.name, link.logged_events)
+    rows = local if settings.mode == "offline" else LinkedRows(link, local)
+    return _manager(settings, link, folders, rows, on_error=report)
+
+
+def _manager(
+    settings: Settings,
+    link: Link,
+    folders: CheckpointStore,
+    rows: CheckpointRows,
+    *,
+    on_error: Callable[[UUID, int, Exception], None] | None = None,
+) -> CheckpointManager:
     return CheckpointManager(
-        CheckpointStore(settings.checkpoint_root),
-        store.checkpoints,
-        session_id=claimed.session.id,
-        session_name=claimed.session.name,
-        attempt=claimed.attempt.number,
+        folders,
+        rows,
+        session_id=link.session.id,
+        session_name=link.session.name,
+        attempt=link.attempt.number,
         retention=Retention(settle_steps=settings.settle_steps),
         phi_floor=settings.phi_floor,
-        on_error=report,
+        on_error=on_error,
     )

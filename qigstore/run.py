@@ -1,8 +1,8 @@
 """`Run`, the live handle on one attempt of a session; wires the rooms together, owns no logic.
 
-Opening: settings → database → what dead processes left → session, attempt, writer → recorder and
-background writer → checkpoints → signals. Closing goes the other way round and is a barrier: what
-was recorded is stored, or the error says where it waits.
+Opening: settings → database (or none yet) → what dead processes left → session, attempt, writer →
+recorder and background writer → checkpoints → signals. Closing goes the other way round and is a
+barrier: what was recorded is stored, or the error says where it waits.
 """
 
 from __future__ import annotations
@@ -57,7 +57,9 @@ def session(
         policy: which healthy checkpoint `recover` takes: "best", "newest" or "best_recent".
         takeover: shut out another living process that records this session.
         quiet: do not print the recovery's decision to stderr.
-        settings: any field of `qigstore.Settings`, such as `dsn`, `home`, `settle_steps`.
+        settings: any field of `qigstore.Settings`, such as `dsn`, `home`, `settle_steps`; `mode`
+            is "online", "offline" (no database is asked; rows wait in the spool for a later
+            process) or "off" (nothing is recorded).
 
     Raises:
         ConfigurationError: a setting or argument that cannot be used.
@@ -125,14 +127,17 @@ class Run:
     def open(self) -> Self:
         """Open the next attempt (what `with` does).
 
+        A database that is away, refuses the password or has an outdated schema is no error here:
+        one warning says so, rows wait in the spool, and they are stored once it can be had.
+
         Raises:
-            StoreUnavailable: no database answers.
-            SchemaOutdated: the database needs `qigstore db upgrade`.
             SessionBusy: another living process records this session.
+            SpoolFull: the disk has no room for the first rows.
+            ConfigurationError: the data folder cannot be used.
         """
         if self._rooms is not None:
             raise ConfigurationError(f"the run {self.name!r} is open already")
-        if self.settings.mode == "on":
+        if self.settings.mode != "off":
             from qigstore.rooms import open_rooms
 
             self._rooms = open_rooms(
@@ -148,8 +153,8 @@ class Run:
             EmergencyStop: the run was stopped by a rule or by request.
         """
         rooms, self._rooms = self._rooms, None
-        if rooms is None or rooms.claim.spool.forked:
-            return  # a forked child that leaves the block: the run is its parent's
+        if rooms is None or rooms.link.spool.forked:
+            return  # a forked child has nothing of its parent's run to close
         if rooms.signals.signum is not None:
             rooms.notice_signal(rooms.signals.signum)  # its thread may not have come to it yet
         status, reason, code = _outcome(rooms, error)
@@ -161,6 +166,8 @@ class Run:
                 raise
             # How the run ended matters more; this must not hide it, nor be hidden.
             warnings.warn(f"on closing the run: {waiting}", RuntimeWarning, stacklevel=3)
+        if self.settings.mode == "offline" and not self._quiet:
+            sys.stderr.write(_waiting(rooms))
         if error is not None:
             rooms.signals.restore()
             return
@@ -168,6 +175,19 @@ class Run:
         stop = rooms.emergency.stop
         if stop.requested:
             raise EmergencyStop(stop.reason or "asked to stop", event=stop.event)
+
+    def _opened(self) -> Rooms | None:
+        """The rooms; None in mode "off".
+
+        Raises:
+            ConfigurationError: nothing could be recorded, and the caller does not know it.
+        """
+        if self._rooms is None and self.settings.mode != "off":
+            raise ConfigurationError(
+                f"the run {self.name!r} is not open (not yet, or not any more): use it in a `with` "
+                "block, or between open() and close()"
+            )
+        return self._rooms
 
     # -- the loop -----------------------------------------------------------------------------
 
@@ -181,11 +201,10 @@ class Run:
         Raises:
             NoHealthyCheckpoint: nothing fit to load and no default; names every candidate.
         """
-        if self._rooms is None:
+        rooms = self._opened()
+        if rooms is None:
             return default() if callable(default) else default
-        state, self.decision = self._rooms.recover(
-            policy=self._policy, has_default=default is not None
-        )
+        state, self.decision = rooms.recover(policy=self._policy, has_default=default is not None)
         if not self._quiet:
             from qigstore.recovery import explain
 
@@ -228,6 +247,7 @@ class Run:
         """
         rooms = self._rooms
         if rooms is None:
+            self._opened()
             return
         if row is None:
             row = metrics
@@ -245,12 +265,13 @@ class Run:
         Returns:
             Whether this call saved.
         """
-        if self._rooms is None:
+        rooms = self._opened()
+        if rooms is None:
             return False
         if every < 1:
             raise ConfigurationError(f"every={every}; expected a number of steps, at least 1")
         self._offered = (state, step)
-        if (step + 1) % every and not self.should_stop and not self._rooms.checkpoint_wanted:
+        if (step + 1) % every and not self.should_stop and not rooms.checkpoint_wanted:
             return False
         self._save(state, step)
         return True
@@ -269,32 +290,41 @@ class Run:
 
     @property
     def attempt(self) -> int:
-        """The number of this attempt, from 1 (0 when nothing is recorded: mode "off")."""
-        return self._rooms.claim.attempt.number if self._rooms is not None else 0
+        """The number of this attempt, from 1; 0 in mode "off".
+
+        A guess while no database knows the attempt: it is numbered when one hears of it.
+        """
+        return self._rooms.link.attempt.number if self._rooms is not None else 0
 
     @property
     def health(self) -> Health | None:
-        """How far the database is behind: lag, dropped rows, last error; None in mode "off"."""
+        """How far the database is behind: lag, dropped rows, last error; None in mode "off".
+
+        Offline, and while no database could be had since the start, nothing is stored and
+        `last_error` says why.
+        """
         return self._rooms.writer.health if self._rooms is not None else None
 
     def set_reference_basin(self, basin: Any) -> None:
         """Measure `basin_distance` from this distribution, not from the first one recorded."""
-        if self._rooms is not None:
-            self._rooms.recorder.set_reference_basin(basin)
+        if (rooms := self._opened()) is not None:
+            rooms.recorder.set_reference_basin(basin)
 
     def stop(self, reason: str) -> None:
         """Ask this run to stop at its next safe point."""
-        if self._rooms is not None:
-            self._rooms.emergency.request_stop(reason)
+        if (rooms := self._opened()) is not None:
+            rooms.emergency.request_stop(reason)
 
     def flush(self, *, timeout_s: float = 30.0, durable: bool = False) -> None:
         """Wait until everything recorded is stored (`durable`: and on the disk before that).
 
+        In mode "offline" nothing is stored here: then it waits until all is on the disk.
+
         Raises:
             NotStored: the database did not take everything in time.
         """
-        if self._rooms is not None:
-            self._rooms.writer.flush(timeout_s, durable=durable)
+        if (rooms := self._opened()) is not None:
+            rooms.writer.flush(timeout_s, durable=durable)
 
     def wait(self, *, timeout_s: float = 300.0) -> None:
         """Wait until the checkpoint in flight is committed.
@@ -302,8 +332,17 @@ class Run:
         Raises:
             CheckpointError: it could not be saved.
         """
-        if self._rooms is not None:
-            self._rooms.checkpoints.wait(timeout_s)
+        if (rooms := self._opened()) is not None:
+            rooms.checkpoints.wait(timeout_s)
+
+
+def _waiting(rooms: Rooms) -> str:
+    """Where the rows of an offline run are, for whoever wonders."""
+    spool = rooms.link.spool
+    return (
+        f"qigstore: {spool.seq} rows of session {spool.identity.session!r} wait in {spool.folder}; "
+        "the next run that reaches the database ships them, or `qigstore spool drain`\n"
+    )
 
 
 def _outcome(

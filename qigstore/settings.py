@@ -38,8 +38,10 @@ class Settings(BaseSettings):
         default_factory=lambda: platformdirs.user_data_path("qigstore"),
         description="data folder: embedded server, spools, checkpoints",
     )
-    mode: Literal["on", "off"] = Field(
-        default="on", description="off: every call of a run is accepted and does nothing"
+    mode: Literal["online", "offline", "off"] = Field(
+        default="online",
+        description="offline: no database is asked, rows wait in the spool for a later process; "
+        "off: every call of a run is accepted and does nothing",
     )
     pg_bin: Path | None = Field(
         default=None, description="folder of PostgreSQL server binaries for the embedded server"
@@ -87,12 +89,15 @@ class Settings(BaseSettings):
 
     @property
     def spool_root(self) -> Path:
-        """Folder of spools: below it a folder a store, below that a folder a writer."""
+        """Folder of spools: below it a folder a store, below that a folder a writer.
+
+        What was recorded with no database in reach lies in `offline` instead.
+        """
         return self.home / "spool"
 
     @property
     def event_root(self) -> Path:
-        """Folder of emergency logs (JSON): below it a folder a store."""
+        """Folder of emergency logs (JSON): below it a folder a store, or `offline`."""
         return self.home / "events"
 
     @property

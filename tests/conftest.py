@@ -159,3 +159,13 @@ def store(database: Database) -> Any:
     from qigstore.repository import Store
 
     return Store(database)
+
+
+@pytest.fixture
+def elsewhere(server_dsn: str, template: str) -> Iterator[Any]:
+    """A second database."""
+    from qigstore.database.engine import Database
+    from qigstore.repository import Store
+
+    with new_database(server_dsn, template) as dsn, Store(Database(dsn)) as other:
+        yield other

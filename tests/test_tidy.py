@@ -26,8 +26,9 @@ LEVELS: tuple[frozenset[str], ...] = (
     frozenset({"database"}),
     frozenset({"repository"}),
     frozenset({"recording", "safety", "checkpoints"}),
-    frozenset({"recovery"}),
-    frozenset({"attempt"}),
+    frozenset({"recovery", "leftovers"}),
+    frozenset({"attempt", "exchange"}),
+    frozenset({"link"}),
     frozenset({"rooms"}),
     frozenset({"run"}),
     frozenset({"cli", "demo", "__main__", "__init__"}),
@@ -36,7 +37,11 @@ MAY_KNOW_EACH_OTHER = frozenset({"cli", "demo", "__main__", "__init__"})
 BLIND_TO_THE_DATABASE = frozenset({"safety", "checkpoints"})
 """Rooms that receive callables and repositories, and import neither database nor repository."""
 
-WRITES_FILES = ("recording/spool/", "recording/event_log.py", "checkpoints/", "database/embedded")
+# `exchange/files.py` opens the one file that a user asked for by name, and nothing else.
+WRITES_FILES = (
+    "recording/spool/", "recording/event_log.py", "checkpoints/", "database/embedded",
+    "exchange/files.py",
+)  # fmt: skip
 SPEAKS_SQL = ("repository/", "database/")
 
 

@@ -8,7 +8,19 @@ from typing import Annotated
 
 import typer
 
-from qigstore.cli import EXIT_CODES, checkpoints, db, demo, events, recover, sessions, sql, version
+from qigstore.cli import (
+    EXIT_CODES,
+    checkpoints,
+    db,
+    demo,
+    events,
+    exchange,
+    recover,
+    sessions,
+    spool,
+    sql,
+    version,
+)
 
 __all__ = ["app"]
 
@@ -62,6 +74,9 @@ app.add_typer(sessions.app, name="sessions")
 app.add_typer(checkpoints.app, name="checkpoints")
 app.command("recover")(recover.recover)
 app.add_typer(events.app, name="events")
+app.command("export")(exchange.export)
+app.command("import")(exchange.import_file)
+app.add_typer(spool.app, name="spool")
 app.command("sql")(sql.sql)
 app.add_typer(db.app, name="db")
 app.command("version")(version.version)

@@ -26,7 +26,14 @@ if TYPE_CHECKING:
 
     from qigstore.settings import Settings
 
-__all__ = ["OLDEST_SERVER", "Database", "open_database", "parse_dsn", "require_version"]
+__all__ = [
+    "OLDEST_SERVER",
+    "Database",
+    "address_of",
+    "open_database",
+    "parse_dsn",
+    "require_version",
+]
 
 OLDEST_SERVER = 140000
 _APPLICATION = "qigstore"
@@ -95,6 +102,17 @@ def _masked(given: dict[str, str]) -> str:
     who = f"{quote(user)}{secret}@" if user or secret else ""
     query = f"?{'&'.join(options)}" if options else ""
     return f"postgresql://{who}{place}/{quote(name)}{query}"
+
+
+def address_of(settings: Settings) -> str:
+    """Where the settings' database is, in the words of `Database.address`; asks nobody.
+
+    Raises:
+        ConfigurationError: the DSN cannot be read.
+    """
+    if settings.dsn is None:
+        return "the embedded server"
+    return _masked(parse_dsn(settings.dsn.get_secret_value()))
 
 
 def require_version(number: int, address: str) -> None:
@@ -274,6 +292,20 @@ class Database:
         """
         with self._translated(), self.engine.begin() as connection:
             yield connection
+
+    @contextmanager
+    def snapshot(self) -> Iterator[sqlalchemy.Connection]:
+        """One transaction that only reads, and in which every query sees the same moment.
+
+        Raises:
+            StoreUnavailable: as for `begin`.
+        """
+        with self._translated(), self.engine.connect() as connection:
+            reading = connection.execution_options(
+                isolation_level="REPEATABLE READ", postgresql_readonly=True
+            )
+            with reading.begin():
+                yield reading
 
     @contextmanager
     def raw(self) -> Iterator[psycopg.Connection[Any]]:

@@ -3,6 +3,7 @@
 recorder   the hot path: checks a row and adds it to the spool
 spool      mapped files that outlive the process
 writer     ships the spool to the repository in the background
+late_writer  the same for a run that opened without its database
 drain      ships what dead processes left
 geometry   metrics of the basins of successive rows
 event_log  emergencies as files first, rows later
@@ -14,7 +15,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from qigstore.recording.drain import DrainReport, drain_leftovers
+    from qigstore.recording.drain import Draining, DrainReport, drain_leftovers
     from qigstore.recording.event_log import EventLog
     from qigstore.recording.geometry import BasinTrack
     from qigstore.recording.recorder import Recorder
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 _HOME = {
     "BasinTrack": "geometry",
     "DrainReport": "drain",
+    "Draining": "drain",
     "EventLog": "event_log",
     "Health": "writer",
     "Recorder": "recorder",
@@ -36,6 +38,7 @@ _HOME = {
 __all__ = [
     "BasinTrack",
     "DrainReport",
+    "Draining",
     "EventLog",
     "Health",
     "Recorder",

@@ -14,6 +14,7 @@ from qigstore.repository.checkpoints import Checkpoints
 from qigstore.repository.curves import Curve, Curves
 from qigstore.repository.decisions import Decisions
 from qigstore.repository.events import Events
+from qigstore.repository.exports import Exports
 from qigstore.repository.sessions import Sessions
 from qigstore.repository.telemetry import RowCount, Telemetry
 from qigstore.repository.writers import Writers, WriterState
@@ -37,7 +38,8 @@ class Store:
     """All repositories on one database; any number of threads may use it.
 
     Attributes:
-        sessions, writers, telemetry, curves, events, checkpoints, decisions: one repository a noun.
+        sessions, writers, telemetry, curves, events, checkpoints, decisions, exports: one
+            repository a noun.
         database: where they keep it.
     """
 
@@ -50,6 +52,7 @@ class Store:
         self.events = Events(database)
         self.checkpoints = Checkpoints(database)
         self.decisions = Decisions(database)
+        self.exports = Exports(database)
         self._id: UUID | None = None
 
     @property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import builtins
 from collections.abc import Mapping
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, get_args
 from uuid import UUID
 
@@ -108,9 +108,18 @@ class Sessions:
             return [SessionInfo(*row) for row in connection.execute(query)]
 
     def open_attempt(
-        self, session_id: int, attempt_id: UUID, *, host: str, pid: int, config: Mapping[str, Any]
+        self,
+        session_id: int,
+        attempt_id: UUID,
+        *,
+        host: str,
+        pid: int,
+        config: Mapping[str, Any],
+        started_at: datetime | None = None,
     ) -> AttemptInfo:
         """Open the next attempt; the same id again gives the same attempt.
+
+        `started_at`: where it began before the database heard of it.
 
         Raises:
             NotFound: there is no such session.
@@ -118,7 +127,11 @@ class Sessions:
         """
         if not 0 <= pid <= _INT8_MAX:
             raise InvalidInput("pid", pid, f"0 to {_INT8_MAX}")
-        values = {"host": text_value("host", host), "config": document("config", config)}
+        values: dict[str, Any] = {
+            "host": text_value("host", host), "config": document("config", config)
+        }  # fmt: skip
+        if started_at is not None:
+            values["started_at"] = started_at
         lock = select(sessions.c.id).where(sessions.c.id == session_id)
         last = select(func.coalesce(func.max(attempts.c.number), 0)).where(
             attempts.c.session_id == session_id
@@ -169,9 +182,11 @@ class Sessions:
         *,
         reason: str | None = None,
         exit_status: int | None = None,
+        ended_at: datetime | None = None,
     ) -> bool:
         """Note how an attempt ended; False where that was known already.
 
+        `ended_at`: when, where that was before the database heard of it; None: now.
         A lost one may turn out to have ended otherwise; any other end is final. A lost attempt
         ended at its last heartbeat, as far as anybody knows.
 
@@ -188,7 +203,7 @@ class Sessions:
             attempts.c.status == "running",
             and_(attempts.c.status == "lost", literal(status) != "lost"),
         )
-        ended = attempts.c.heartbeat_at if status == "lost" else func.now()
+        ended = attempts.c.heartbeat_at if status == "lost" else ended_at or func.now()
         values = {
             "status": status,
             "reason": optional_text("reason", reason),
@@ -202,6 +217,11 @@ class Sessions:
             if closed.rowcount == 0 and _attempt(connection, attempt_id) is None:
                 raise NotFound("attempt", attempt_id)
             return closed.rowcount == 1
+
+    def attempt(self, attempt_id: UUID) -> AttemptInfo | None:
+        """The attempt of that id, or None where the database has not heard of it."""
+        with self._database.begin() as connection:
+            return _attempt(connection, attempt_id)
 
     def attempts(
         self, session_id: int, *, heartbeat_limit_s: float = LOST_AFTER_S

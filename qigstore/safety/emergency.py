@@ -333,5 +333,7 @@ class Emergency:
             self._failed("events in files could not be stored yet", error)
 
     def _failed(self, what: str, error: Exception) -> None:
-        self._last_error = f"{what}: {type(error).__name__}: {error}"
-        _log.error("%s", self._last_error)
+        text = f"{what}: {type(error).__name__}: {error}"
+        # Tried every few seconds while a database is away: said once.
+        _log.log(logging.DEBUG if text == self._last_error else logging.ERROR, "%s", text)
+        self._last_error = text

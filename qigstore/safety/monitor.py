@@ -44,10 +44,15 @@ class RecordingRun(Protocol):
 
 
 class TelemetryCollector:
-    """Take telemetry records from any thread and record each at once.
+    """Take telemetry records from any thread and record each at once in a run's session.
 
-    What was collected survives the process, because a run keeps it in its spool and not in a list
-    here. Without a run the newest `kept_max` records stay in memory, for `recent`.
+    The store is PostgreSQL. What was collected survives the process and waits for a database that
+    is away, because a run keeps it in its spool and not in a list here: nothing has to be flushed
+    for that, and it is stored within a second by itself. `flush` waits for it. A JSON Lines file is
+    an export (`qigstore export SESSION FILE.jsonl`); with no database in reach that is made from
+    the spool (mode "offline"), and `qigstore import` stores it elsewhere.
+
+    Without a run the newest `kept_max` records stay in memory, for `recent`.
 
     >>> collector = TelemetryCollector()
     >>> collector.collect({"phi": 0.72})
@@ -62,14 +67,25 @@ class TelemetryCollector:
         self._collected, self._next = 0, 0
 
     def collect(self, telemetry: Telemetry, step: int | None = None) -> int:
-        """Record one; its step, the one after the last where none is given."""
-        if isinstance(telemetry, ConsciousnessTelemetry):
-            metrics = {k: v for k, v in telemetry.to_dict().items() if k != "emergency"}
-        else:
-            metrics = dict(telemetry)
-        metrics = {name: value for name, value in metrics.items() if value is not None}
+        """Record one; returns its step: `step`, else the record's own, else the next one.
+
+        What nobody measured (None) is no metric, and neither is the flag `emergency`, which speaks
+        to the abort handler. A record and its `to_dict()` give the same row.
+
+        Raises:
+            InvalidInput: a value that cannot be recorded, by name; nothing of it was kept.
+        """
+        metrics = (
+            telemetry.to_dict() if isinstance(telemetry, ConsciousnessTelemetry) else telemetry
+        )
+        metrics = {
+            name: value
+            for name, value in metrics.items()
+            if value is not None and not (name == "emergency" and isinstance(value, bool))
+        }
+        own = metrics.pop("step", None)
         with self._lock:
-            number = self._next if step is None else step
+            number = next((n for n in (step, own) if n is not None), self._next)
             if self._run is not None:
                 self._run.record(number, **metrics)
             else:
@@ -142,7 +158,11 @@ class IntegratedMonitor:
         """
         number = self.telemetry_collector.collect(telemetry, step)
         self.abort_handler.check_telemetry(telemetry, step=number)
-        return self.abort_handler.is_aborted
+        reason = self.abort_handler.abort_reason
+        if reason is not None:
+            # Nothing, unless a signal came since the check: then its callbacks have yet to run.
+            self.abort_handler.trigger_abort(reason)
+        return reason is not None
 
     def stop(self) -> None:
         """Flush, then end the watch; a signal received meanwhile is passed on from here."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import os
@@ -13,26 +12,21 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 import pytest
+from commands import data, environment, process, run
 from places import new_database, short_folder
 
 import qigstore
-from qigstore.cli import EXIT_CODES, exit_code, main
+from qigstore.cli import EXIT_CODES, exit_code
 from qigstore.cli.output import as_json
 from qigstore.safety.rules import RuleSet, Threshold
 
 NAME = "ocean 7"
-
-
-def environment(home: Path, dsn: str | None = None, **more: str) -> dict[str, str]:
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("QIGSTORE_", "PG"))}
-    named = {} if dsn is None else {"QIGSTORE_DSN": dsn}
-    return {**kept, "QIGSTORE_HOME": str(home), "COLUMNS": "80", **named, **more}
 
 
 @pytest.fixture(scope="module")
@@ -49,47 +43,6 @@ def world(server_dsn: str, template: str) -> Iterator[dict[str, str]]:
                 run.record(step, loss=9.9 if step == 38 else 1.0, phi=0.5 + step / 100, odd=odd)
                 run.checkpoint({"step": step + 1, "w": 1.0}, step=step, every=10)
         yield environment(home, dsn, QIGSTORE_SETTLE_STEPS="5")
-
-
-def process(env: dict[str, str], *words: str) -> subprocess.CompletedProcess[str]:
-    """A command as a process of its own."""
-    return subprocess.run(
-        [sys.executable, "-W", "error", "-m", "qigstore", *words],
-        check=False,
-        env=env,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-
-
-def run(env: dict[str, str], *words: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
-    """The same in this process, which saves the second that a start costs."""
-    out, err, before = io.StringIO(), io.StringIO(), dict(os.environ)
-    typed, sys.stdin = sys.stdin, io.StringIO(stdin)
-    os.environ.clear()
-    os.environ.update(env)
-    try:
-        with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as ended:
-            main(words)
-    finally:
-        sys.stdin = typed
-        os.environ.clear()
-        os.environ.update(before)
-    status = ended.value.code or 0
-    assert isinstance(status, int)
-    return subprocess.CompletedProcess(words, status, out.getvalue(), err.getvalue())
-
-
-def data(env: dict[str, str], *words: str, stdin: str | None = None) -> Any:
-    def refuse(constant: str) -> Any:
-        pytest.fail(f"{constant} is not JSON")
-
-    done = run(env, *words, "--json", stdin=stdin)
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
-    return json.loads(done.stdout, parse_constant=refuse)
 
 
 def test_sessions_list_as_table_and_json(world: dict[str, str]) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from qigkernels.config import QIGConfig
 from qigkernels.telemetry import ConsciousnessTelemetry
+from qigstore.errors import InvalidInput
 from qigstore.safety import EmergencyAbortHandler, TelemetryCollector, create_monitor
 
 HEALTHY = ConsciousnessTelemetry(
@@ -176,6 +177,46 @@ def test_each_record_reaches_the_run_at_once_and_unmeasured_metrics_do_not() -> 
         3,
         0,
     )
+
+
+def test_a_signal_between_check_and_return_runs_its_callbacks_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    called: list[str] = []
+    monitor = create_monitor(lambda: called.append("checkpoint"), lambda: called.append("abort"))
+    check = monitor.abort_handler.check_telemetry
+
+    def check_then_signal(*given: Any, **more: Any) -> Any:
+        result = check(*given, **more)
+        monkeypatch.setattr(monitor.abort_handler, "_signalled", lambda: "Signal SIGTERM received")
+        return result
+
+    monkeypatch.setattr(monitor.abort_handler, "check_telemetry", check_then_signal)
+    assert monitor.process(HEALTHY) is True
+    assert called == ["checkpoint", "abort"]
+    assert monitor.abort_reason == "Signal SIGTERM received"
+
+
+def test_a_record_and_its_dictionary_give_the_same_row() -> None:
+    run = Recording()
+    collector = TelemetryCollector(run)
+    assert collector.collect(HEALTHY, step=3) == 3
+    assert collector.collect({**HEALTHY.to_dict(), "emergency": True, "step": 7}) == 7
+    assert collector.collect({"phi": 0.5, "step": 9}, step=8) == 8
+    assert collector.collect({"phi": 0.5}) == 9
+    assert run.rows[0][1] == run.rows[1][1]
+    assert [step for step, _ in run.rows] == [3, 7, 8, 9]
+
+
+def test_what_cannot_be_recorded_is_refused_and_not_counted() -> None:
+    class Strict(Recording):
+        def record(self, step: int, **metrics: Any) -> object:
+            raise InvalidInput("phi", metrics["phi"], "a real number")
+
+    collector = TelemetryCollector(Strict())
+    with pytest.raises(InvalidInput, match="'phi'"):
+        collector.collect({"phi": "text"})
+    assert collector.get_stats()["total_collected"] == 0
 
 
 def test_records_from_many_threads_get_steps_of_their_own() -> None:

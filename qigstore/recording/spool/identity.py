@@ -23,7 +23,13 @@ IDENTITY_FILE = "spool.json"
 
 @dataclass(frozen=True, slots=True)
 class SpoolIdentity:
-    """Enough to register everything in a database later, without the process that recorded."""
+    """Enough to register everything in a database later, without the process that recorded.
+
+    Attributes:
+        number: of the attempt, as far as the process knew (0: it did not).
+        offline: no database had been reached when it was made.
+        address: the database it waits for; None: any (then `offline`), or that of its folder.
+    """
 
     writer: UUID
     attempt: UUID
@@ -33,6 +39,9 @@ class SpoolIdentity:
     host: str
     pid: int
     created_at: datetime
+    number: int = 0
+    offline: bool = False
+    address: str | None = None
 
     def to_json(self) -> bytes:
         """As the file `spool.json`."""
@@ -59,6 +68,9 @@ class SpoolIdentity:
             host=str(told["host"]),
             pid=int(told["pid"]),
             created_at=datetime.fromisoformat(told["created_at"]),
+            number=int(told.get("number", 0)),
+            offline=bool(told.get("offline", False)),
+            address=told.get("address"),
         )
 
 
