@@ -209,6 +209,21 @@ class RunKeywords(RunRecord):
         return lambda step, row: record(step, **row)
 
 
+class RunBasin(RunKeywords):
+    """The same with a basin, from which distance, step length and curvature are computed."""
+
+    title = "run.record(step, row) with a 64-D basin"
+    hot_calls = 5_000
+
+    def open(self) -> Log:
+        import numpy as np
+
+        super().open()
+        record = self.run.record
+        basins = np.random.default_rng(1).dirichlet(np.ones(64), 256)
+        return lambda step, row: record(step, row, basin=basins[step % 256])
+
+
 class RecorderAlone(_Ours):
     """The recorder with no rules, given the row as a mapping; its spool is shipped behind it."""
 
@@ -342,5 +357,5 @@ class WrittenFrame(_Floor):
         return os.pwritev(self.file, (head, memoryview(body)[8:]), at)
 
 
-OURS: Sequence[type[Subject]] = (RunRecord, RunKeywords, RecorderAlone)
+OURS: Sequence[type[Subject]] = (RunRecord, RunKeywords, RunBasin, RecorderAlone)
 FLOORS: Sequence[type[Subject]] = (EmptyFunction, MappedFrame, WrittenFrame)

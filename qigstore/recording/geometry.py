@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["BASIN_DIMENSION_MAX", "BasinTrack"]
 
 BASIN_DIMENSION_MAX = 16_384
+_TINY = sys.float_info.min
 
 
 class BasinTrack:
@@ -111,7 +113,8 @@ def _direction(here: Basin, there: Basin) -> Basin | None:
 
     u, v = np.sqrt(here), np.sqrt(there)
     total = u + v
-    chord = (there - here) / np.where(total > 0.0, total, 1.0)
+    # Where both are 0, so is their difference, whatever it is divided by.
+    chord = (there - here) / np.maximum(total, _TINY)
     tangent = chord - u * (u.dot(chord) / u.dot(u))
     length = math.sqrt(tangent.dot(tangent))
     return tangent / length if length else None
