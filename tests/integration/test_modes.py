@@ -264,6 +264,32 @@ def test_a_database_away_at_the_start_is_one_warning_and_the_rows_arrive_when_it
     assert spools(home) == []
 
 
+def test_sigkill_after_a_late_connection_neither_loses_nor_doubles_a_row(
+    home: Path, server_dsn: str, dsn: str, store: Store
+) -> None:
+    name = psycopg.conninfo.conninfo_to_dict(dsn)["dbname"]
+    with psycopg.connect(server_dsn, autocommit=True) as admin:
+        refuse_connections(admin, name, refuse=True)
+        with child("online", QIGSTORE_DSN=dsn) as process:
+            assert process.stdout is not None
+            told = [int(process.stdout.readline()) for _ in range(3)]
+            refuse_connections(admin, name, refuse=False)
+            wait_until(lambda: any(stored(store).values()) if store.sessions.list() else False,
+                       "rows arrive", 60)  # fmt: skip
+            process.kill()
+            told += map(int, process.communicate()[0].splitlines())
+    (spool,) = spools(home)
+    notes = json.loads((spool.parent / "attempt.json").read_text())
+    assert notes["store"] == str(store.id)
+    with qigstore.session("s", dsn=dsn, quiet=True):
+        pass
+    assert spools(home) == []
+    found = stored(store)
+    assert found[1] == list(range(len(found[1])))
+    assert len(found[1]) >= told[-1]
+    assert found[2] == []
+
+
 def test_an_embedded_server_that_starts_late_gets_the_rows(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
