@@ -416,7 +416,7 @@ def test_a_second_living_attempt_is_reported_once_the_database_is_back(
 
 
 def test_recovery_goes_by_the_folders_while_the_database_is_away(
-    dsn: str, monkeypatch: pytest.MonkeyPatch
+    dsn: str, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with qigstore.session("s", dsn=dsn, quiet=True) as run:
         train(run, 25)
@@ -430,6 +430,9 @@ def test_recovery_goes_by_the_folders_while_the_database_is_away(
             patched.setattr(Sessions, "attempts", cut)
             with pytest.warns(RuntimeWarning, match="by the folders alone"):
                 assert run.recover()["step"] == 20
+    # What was chosen meanwhile is told at the end.
+    attempts = store.sessions.attempts(store.sessions.get("s").id)
+    assert [attempt.resumed_step for attempt in attempts] == [-1, 19]
 
 
 # -- a disk that takes nothing -------------------------------------------------------------------
