@@ -87,6 +87,8 @@ class Link:
 
     def _register(self, store: Store) -> Target:
         identity = self.spool.identity
+        if self.spool.closed:
+            raise StoreUnavailable(store.database.address, "the run was closed meanwhile")
         # Earlier attempts first, so that they get the lower numbers.
         how = Draining(only=identity.session, address=address_of(self._settings))
         settle_leftovers(store, self._settings, how)
@@ -163,10 +165,12 @@ class Link:
             _log.warning("%s takes no notes: %s", self.spool.folder, error)
 
     def end(self) -> None:
-        """Tell the database how the attempt ended, as noted; nothing where it never knew it."""
+        """Tell the database what is noted of the attempt; nothing where it never knew it."""
         notes = self._notes
         if self.store is None or notes.status is None:
             return
+        if notes.resumed_step is not None:
+            self.store.sessions.set_lineage(self.attempt.id, notes.resumed_from, notes.resumed_step)
         self.store.sessions.close_attempt(
             self.attempt.id, notes.status, reason=notes.reason, exit_status=notes.exit_status
         )

@@ -167,7 +167,7 @@ class EventLog:
                 logged = _decode(path)
             except FileNotFoundError:
                 continue  # another process has just shipped it
-            except (OSError, ValueError, KeyError, TypeError) as error:
+            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
                 problems.append(Problem(path, f"not an event of ours: {error}"))
                 _log.warning("%s is not an event of ours: %s", path, error)
                 continue

@@ -82,7 +82,7 @@ def read_identity(folder: Path) -> SpoolIdentity:
     """
     try:
         return SpoolIdentity.from_json((folder / IDENTITY_FILE).read_bytes())
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise SpoolError(
             f"{folder / IDENTITY_FILE} cannot be read ({error!r}), so nobody knows whose rows "
             "these are. The spool is left as it is."
