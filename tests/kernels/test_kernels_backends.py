@@ -1,6 +1,7 @@
 """One source on the array API: torch and JAX give NumPy's numbers, dtypes and refusals.
 
-CuPy and torch on CUDA need a device; what they would run is this same source.
+torch on CUDA is tested where there is a device. CuPy needs one too; what it would run is this same
+source.
 """
 
 from __future__ import annotations
@@ -17,6 +18,13 @@ def load_torch():
     return torch.from_numpy, torch.Tensor
 
 
+def load_torch_cuda():
+    torch = pytest.importorskip("torch", reason="torch is not installed (extra `torch`)")
+    if not torch.cuda.is_available():
+        pytest.skip("torch finds no CUDA device")
+    return lambda x: torch.from_numpy(x).to("cuda"), torch.Tensor
+
+
 def load_jax():
     jax = pytest.importorskip("jax", reason="JAX is not installed")
     # Without this JAX turns every float64 into float32.
@@ -24,14 +32,14 @@ def load_jax():
     return jax.numpy.asarray, jax.Array
 
 
-@pytest.fixture(params=[load_torch, load_jax], ids=["torch", "jax"])
+@pytest.fixture(params=[load_torch, load_torch_cuda, load_jax], ids=["torch", "torch-cuda", "jax"])
 def backend(request):
     """`(make, kind)`: from a NumPy array to the library's, and the library's array type."""
     return request.param()
 
 
 def back(x):
-    return x.numpy() if hasattr(x, "detach") else np.asarray(x)
+    return x.cpu().numpy() if hasattr(x, "detach") else np.asarray(x)
 
 
 def same(backend, function, *arrays, atol=1e-14):
@@ -46,6 +54,7 @@ def same(backend, function, *arrays, atol=1e-14):
             assert a is None
             continue
         assert isinstance(a, kind)
+        assert a.device == make(arrays[0]).device
         b = np.asarray(expected)
         assert back(a).dtype == b.dtype
         assert back(a).shape == b.shape
@@ -230,3 +239,22 @@ def test_distance_can_be_compiled_and_differentiated_without_its_checks(rng):
     p, q = rng.dirichlet(np.full(6, 3.0), (2, 3))
     compiled = jax.jit(lambda x, y: simplex.distance(x, y, check=False))
     assert np.abs(np.asarray(compiled(p, q)) - simplex.distance(p, q)).max() <= 1e-14
+
+
+def test_the_gpu_benchmark_finds_every_function_in_agreement():
+    pytest.importorskip("torch", reason="torch is not installed (extra `torch`)")
+    from benchmarks.geometry_gpu import TOLERANCE, disagreements
+
+    found = disagreements("cpu")
+    assert len(found) > 60
+    assert [pair for pair in found if not pair[1] <= TOLERANCE] == []
+
+
+def test_the_gpu_benchmark_says_in_one_line_that_there_is_no_device(capsys):
+    from benchmarks.geometry_gpu import main, missing_device
+
+    why = missing_device("cuda")
+    if why is None:
+        pytest.skip("there is a CUDA device")
+    assert main([]) == 0
+    assert capsys.readouterr().out == f"not run: {why}\n"
