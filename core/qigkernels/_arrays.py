@@ -20,6 +20,8 @@ __all__ = [
     "namespace",
     "rank_floor",
     "same_namespace",
+    "take_columns",
+    "take_rows",
     "tiny",
     "to_numpy",
 ]
@@ -161,6 +163,20 @@ def same_namespace(**arrays: Any) -> Any:
             argument=named[0][0],
         )
     return xp
+
+
+def take_rows(xp: Any, source: Any, index: Any) -> Any:
+    """The rows (first axis) of `source` that `index` (NumPy integers) names."""
+    if isinstance(source, np.ndarray):
+        return source.take(index, axis=0)
+    return xp.take(source, xp.asarray(index, device=source.device), axis=0)
+
+
+def take_columns(xp: Any, source: Any, index: Any) -> Any:
+    """The columns (last axis) of `source` that `index` (NumPy integers) names."""
+    if isinstance(source, np.ndarray):
+        return source.take(index, axis=-1)
+    return xp.take(source, xp.asarray(index, device=source.device), axis=-1)
 
 
 def to_numpy(array: Any) -> Any:

@@ -62,8 +62,9 @@ def geodesic(p: Any, q: Any, t: Any, *, check: bool = True) -> Any:
     _, _, back, _ = _tangent(xp, q, p)
     first = _along(xp, p, u, forth, t * angle)
     second = _along(xp, q, v, back, (1.0 - t) * angle)
-    near_p = xp.broadcast_to(xp.asarray(t <= 0.5), first.shape)
-    return xp.where(near_p, first, second)
+    if isinstance(t, (int, float)):
+        return first if t <= 0.5 else second
+    return xp.where(xp.broadcast_to(t <= 0.5, first.shape), first, second)
 
 
 def _along(xp: Any, p: Any, u: Any, direction: Any, angle: Any) -> Any:

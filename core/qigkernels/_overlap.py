@@ -1,4 +1,4 @@
-"""Root fidelity and Bures angle from factors; the numerical heart of `qigkernels.states`."""
+"""Bures angle from factors, for whatever pair; part of `qigkernels.states`."""
 
 from __future__ import annotations
 
@@ -7,66 +7,23 @@ from typing import Any
 
 import numpy as np
 
-from qigkernels._arrays import epsilon, is_numpy, to_numpy
-from qigkernels._factors import Side, adjoint, put, real_diagonal, take
+from qigkernels._arrays import epsilon, is_numpy, take_rows, to_numpy
+from qigkernels._factors import (
+    Side,
+    adjoint,
+    frobenius,
+    put,
+    singular_values,
+    singular_vectors,
+    traces,
+)
 
-__all__ = ["angle_from_factors", "drift", "overlap_from_factors"]
+__all__ = ["NEAR", "angle_from_factors", "drift"]
 
 _DRIFT_STEPS = 16
 
-_NEAR = 0.05
+NEAR = 0.05
 """1 − √F below which arccos √F would lose digits and the Procrustes form takes over."""
-
-
-def overlap_from_factors(xp: Any, one: Side, two: Side) -> Any:
-    """√F of matched flat batches: Σ√eig(A†σA) where that keeps its digits, else Σ svd(A†B)."""
-    n = one.state.shape[-1]
-    # The smallest eigenvalue of A†σA follows the pivots; below this the attempt mostly fails.
-    tried = one.well & two.well & (one.pivot * two.pivot > 2.0 * float(n) ** -2.5)
-    if not tried.any():
-        return _nuclear(xp, one.root, two.root)
-    if tried.all():
-        overlap, lost = _by_eigenvalues(xp, one.root, two.state)
-        rest = np.flatnonzero(lost)
-    else:
-        index = np.flatnonzero(tried)
-        overlap = xp.zeros_like(_traces(xp, two.state))
-        found, lost = _by_eigenvalues(xp, take(xp, one.root, index), take(xp, two.state, index))
-        overlap = put(xp, overlap, index, found)
-        again = ~tried
-        again[index[lost]] = True
-        rest = np.flatnonzero(again)
-    if rest.size:
-        A, B = take(xp, one.root, rest), take(xp, two.root, rest)
-        overlap = put(xp, overlap, rest, _nuclear(xp, A, B))
-    return overlap
-
-
-def _trace(xp: Any, matrices: Any) -> Any:
-    return xp.sum(real_diagonal(xp, matrices), axis=-1)
-
-
-def _traces(xp: Any, matrices: Any) -> Any:
-    return xp.sum(xp.abs(matrices[..., 0]), axis=-1)
-
-
-def _by_eigenvalues(xp: Any, A: Any, sigma: Any) -> tuple[Any, Any]:
-    """Σ√eig(A†σA), and where the roots of small eigenvalues lost too many digits."""
-    product = adjoint(xp, A) @ sigma @ A
-    values = xp.linalg.eigvalsh(product)
-    top = values[..., -1]
-    floor = epsilon(values) ** 2 * top[..., None]
-    roots = xp.sqrt(xp.where(values > floor, values, floor + 0.0 * values))
-    # A rounding of ε·top in every eigenvalue, as the square roots pass it on. Solvers do better
-    # by about n; where even so the sum might be off by more than 1e-15, it is redone.
-    error = epsilon(values) * top * xp.sqrt(xp.sum((0.5 / roots) ** 2, axis=-1))
-    n = float(values.shape[-1])
-    limit = 0.3 * max(n, n * n / 16.0) * epsilon(values)
-    return xp.sum(roots, axis=-1), to_numpy(error > limit)
-
-
-def _nuclear(xp: Any, A: Any, B: Any) -> Any:
-    return xp.sum(xp.linalg.svdvals(adjoint(xp, A) @ B), axis=-1)
 
 
 def angle_from_factors(xp: Any, one: Side, two: Side) -> Any:
@@ -75,11 +32,11 @@ def angle_from_factors(xp: Any, one: Side, two: Side) -> Any:
     Near pairs: the Lyapunov form where it settles, else the Procrustes form.
     """
     count = len(one.well)
-    angle = xp.zeros_like(_traces(xp, one.state))
+    angle = xp.zeros_like(traces(xp, one.state))
     open_ = np.ones(count, dtype=bool)
     # A gap far below every eigenvalue is a small drift for certain: no overlap is needed.
-    gap = to_numpy(_frobenius(xp, two.state - one.state))
-    likely = np.flatnonzero(one.full & (gap < 0.05 * one.pivot / one.state.shape[-1]))
+    gap = to_numpy(frobenius(xp, two.state - one.state))
+    likely = np.flatnonzero(one.full & (gap < 0.05 * one.pivot))
     if likely.size:
         angle, settled = _drift_angle(xp, angle, one, two, likely)
         open_[likely[settled]] = False
@@ -88,11 +45,12 @@ def angle_from_factors(xp: Any, one: Side, two: Side) -> Any:
         return angle
     if rest.size < count:
         one, two = one.rows(xp, rest), two.rows(xp, rest)
-    overlap = overlap_from_factors(xp, one, two)
+    A, B = _narrowed(one.root, two.root, int(one.rank.max()), int(two.rank.max()))
+    overlap = xp.sum(singular_values(xp, adjoint(xp, A) @ B), axis=-1)
     # Traces are 1 but for rounding; without it.
-    overlap = overlap / xp.sqrt(_trace(xp, one.state) * _trace(xp, two.state))
+    overlap = overlap / xp.sqrt(traces(xp, one.state) * traces(xp, two.state))
     found = xp.acos(xp.clip(overlap, 0.0, 1.0))
-    near = np.flatnonzero(to_numpy(overlap > 1.0 - _NEAR))
+    near = np.flatnonzero(to_numpy(overlap > 1.0 - NEAR))
     if near.size:
         if near.size < len(one.well):
             one, two = one.rows(xp, near), two.rows(xp, near)
@@ -100,10 +58,16 @@ def angle_from_factors(xp: Any, one: Side, two: Side) -> Any:
     return found if rest.size == count else put(xp, angle, rest, found)
 
 
+def _narrowed(A: Any, B: Any, rank_one: int, rank_two: int) -> tuple[Any, Any]:
+    """The factors without the leading columns that are zero in all of them."""
+    n = A.shape[-1]
+    return A[..., n - rank_one :], B[..., n - rank_two :]
+
+
 def _drift_angle(xp: Any, angle: Any, one: Side, two: Side, index: Any) -> tuple[Any, Any]:
     """`angle` with the drifts of `index` put in, and which of them hold."""
-    values, vectors = xp.linalg.eigh(take(xp, one.state, index))
-    gap = take(xp, two.state, index) - take(xp, one.state, index)
+    values, vectors = xp.linalg.eigh(take_rows(xp, one.state, index))
+    gap = take_rows(xp, two.state, index) - take_rows(xp, one.state, index)
     chord, small = drift(xp, values, vectors, gap)
     # The smallest eigenvalue λ is off by ε, and the chord by the share ε/λ of itself.
     exact = to_numpy(chord < 0.25 * values[..., 0]) | one.well[index]
@@ -111,15 +75,16 @@ def _drift_angle(xp: Any, angle: Any, one: Side, two: Side, index: Any) -> tuple
 
 
 def _near_angle(xp: Any, one: Side, two: Side) -> Any:
-    angle = xp.zeros_like(_traces(xp, one.state))
+    angle = xp.zeros_like(traces(xp, one.state))
     settled = np.zeros(len(one.well), dtype=bool)
     solid = np.flatnonzero(one.full)
     if solid.size:
         angle, settled[solid] = _drift_angle(xp, angle, one, two, solid)
     rest = np.flatnonzero(~settled)
     if rest.size:
-        A = one.rows(xp, rest).polished(xp)
-        B = two.rows(xp, rest).polished(xp)
+        one, two = one.rows(xp, rest), two.rows(xp, rest)
+        rank = max(int(one.rank.max()), int(two.rank.max()))
+        A, B = _narrowed(one.polished(xp), two.polished(xp), rank, rank)
         angle = put(xp, angle, rest, _procrustes(xp, A, B))
     return angle
 
@@ -153,7 +118,7 @@ def drift(xp: Any, values: Any, vectors: Any, gap: Any) -> tuple[Any, Any]:
 def _procrustes(xp: Any, A: Any, B: Any) -> Any:
     """2·atan2(‖AU − B‖, ‖AU + B‖) with U the unitary that brings AU nearest to B."""
     M = adjoint(xp, A) @ B
-    P, sizes, Q = xp.linalg.svd(M)
+    P, sizes, Q = singular_vectors(xp, M)
     U = P @ Q
     # The vectors of an SVD are orthogonal, and their product the polar factor, to some ten n·ε.
     # One Newton step makes U unitary, one Lyapunov step makes U†M Hermitian, each to ε.
@@ -165,8 +130,4 @@ def _procrustes(xp: Any, A: Any, B: Any) -> Any:
     back = adjoint(xp, Q)
     turn = back @ ((Q @ (H - adjoint(xp, H)) @ back) * weight) @ Q
     turned = A @ (U + U @ turn)
-    return 2.0 * xp.atan2(_frobenius(xp, turned - B), _frobenius(xp, turned + B))
-
-
-def _frobenius(xp: Any, matrices: Any) -> Any:
-    return xp.sqrt(xp.sum(xp.abs(matrices) ** 2, axis=(-1, -2)))
+    return 2.0 * xp.atan2(frobenius(xp, turned - B), frobenius(xp, turned + B))

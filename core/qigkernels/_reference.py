@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from qigkernels._arrays import as_array, is_numpy, same_namespace
+from qigkernels._arrays import as_array, is_numpy, same_namespace, take_rows
 from qigkernels._density import check_density
 from qigkernels._errors import ValidationError
-from qigkernels._factors import factor, put, take
+from qigkernels._factors import factor, put
 from qigkernels._overlap import angle_from_factors, drift
 from qigkernels.validation import check_last_axes, sum_tolerance
 
@@ -46,7 +46,7 @@ class ReferenceState:
         check_density("rho", rho, sum_tolerance(rho), spectrum=False)
         xp = same_namespace(rho=rho)
         self.rho = xp.asarray(rho, copy=True)
-        self._side = factor(xp, "rho", self.rho)
+        self._side = factor(xp, "rho", self.rho[None], np.zeros(1, dtype=int), ())
         self._values, self._vectors = xp.linalg.eigh(self.rho)
 
     def bures_angle(self, sigma: Any, *, check: bool = True) -> Any:
@@ -80,7 +80,7 @@ class ReferenceState:
             distance, settled = drift(xp, self._values, self._vectors, flat - self.rho)
         rest = np.flatnonzero(~settled)
         if rest.size:
-            two = factor(xp, "sigma", take(xp, flat, rest))
+            two = factor(xp, "sigma", take_rows(xp, flat, rest), rest, tuple(sigma.shape[:-2]))
             one = self._side.rows(xp, np.zeros(rest.size, dtype=int))
             angle = angle_from_factors(xp, one, two)
             distance = put(xp, distance, rest, 2.0 * xp.sin(0.5 * angle))

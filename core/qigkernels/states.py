@@ -19,14 +19,14 @@ from typing import Any
 
 import numpy as np
 
+from qigkernels._angle import pair_angle
 from qigkernels._arrays import as_array, is_numpy, rank_floor, same_namespace
-from qigkernels._bloch import bloch_angle, bloch_pair
+from qigkernels._bloch import bloch_pair
 from qigkernels._density import check_density, check_spectrum
 from qigkernels._errors import ValidationError
-from qigkernels._factors import Side, factor, real_diagonal
+from qigkernels._factors import real_diagonal
 from qigkernels._information import qfi_matrix, qfi_pure, sld
 from qigkernels._means import bures_mean
-from qigkernels._overlap import angle_from_factors
 from qigkernels._reference import ReferenceState
 from qigkernels.validation import check_last_axes, sum_tolerance
 
@@ -82,12 +82,8 @@ def root_fidelity(rho: Any, sigma: Any, *, check: bool = True) -> Any:
     if lean is not None:
         return math.cos(lean)
     rho, sigma, xp = _two(rho, sigma, check)
-    if rho.shape[-1] == 2:
-        found = xp.cos(bloch_angle(xp, rho, sigma, check=check))
-        return _shaped(xp, found, tuple(found.shape))
-    one, two, shape = _factored(xp, rho, sigma)
     # By way of the angle: near 1 that is exact where a sum of n singular values is not.
-    return _shaped(xp, xp.cos(angle_from_factors(xp, one, two)), shape)
+    return _finish(xp.cos(pair_angle(xp, rho, sigma, check=check)))
 
 
 def bures_angle(rho: Any, sigma: Any, *, check: bool = True) -> Any:
@@ -105,11 +101,7 @@ def bures_angle(rho: Any, sigma: Any, *, check: bool = True) -> Any:
     if lean is not None:
         return lean
     rho, sigma, xp = _two(rho, sigma, check)
-    if rho.shape[-1] == 2:
-        found = bloch_angle(xp, rho, sigma, check=check)
-        return _shaped(xp, found, tuple(found.shape))
-    one, two, shape = _factored(xp, rho, sigma)
-    return _shaped(xp, angle_from_factors(xp, one, two), shape)
+    return _finish(pair_angle(xp, rho, sigma, check=check))
 
 
 def bures_distance(rho: Any, sigma: Any, *, check: bool = True) -> Any:
@@ -149,7 +141,7 @@ def trace_distance(rho: Any, sigma: Any, *, check: bool = True) -> Any:
         check_density("rho", rho, sum_tolerance(rho), spectrum=False)
         check_density("sigma", sigma, sum_tolerance(sigma), spectrum=False)
     found = 0.5 * xp.sum(xp.abs(xp.linalg.eigvalsh(rho - sigma)), axis=-1)
-    return _shaped(xp, found, tuple(found.shape))
+    return _finish(found)
 
 
 def entropy(rho: Any, *, check: bool = True) -> Any:
@@ -166,7 +158,7 @@ def entropy(rho: Any, *, check: bool = True) -> Any:
     if check:
         check_spectrum("rho", rho, values)
     # Eigenvalues at rounding level are 0, and −λ ln λ would show them.
-    return _finish(xp, shannon(xp, values, rank_floor(values)))
+    return _finish(shannon(xp, values, rank_floor(values)))
 
 
 def shannon(xp: Any, values: Any, floor: float = 0.0) -> Any:
@@ -184,7 +176,7 @@ def purity(rho: Any, *, check: bool = True) -> Any:
     0.5
     """
     rho, xp = _one(rho, check)
-    return _finish(xp, xp.sum(xp.abs(rho) ** 2, axis=(-1, -2)))
+    return _finish(xp.sum(xp.abs(rho) ** 2, axis=(-1, -2)))
 
 
 def coherence_l1(rho: Any, *, check: bool = True) -> Any:
@@ -199,7 +191,7 @@ def coherence_l1(rho: Any, *, check: bool = True) -> Any:
     beside = xp.asarray(1.0 - np.eye(n), dtype=sizes.dtype)
     if not is_numpy(rho):
         beside = xp.asarray(beside, device=rho.device)
-    return _finish(xp, xp.sum(sizes * beside, axis=(-1, -2)))
+    return _finish(xp.sum(sizes * beside, axis=(-1, -2)))
 
 
 def coherence_relative_entropy(rho: Any, *, check: bool = True) -> Any:
@@ -213,7 +205,7 @@ def coherence_relative_entropy(rho: Any, *, check: bool = True) -> Any:
         check_spectrum("rho", rho, values)
     gap = shannon(xp, real_diagonal(xp, rho)) - shannon(xp, values, rank_floor(values))
     # Majorisation makes the gap ≥ 0; below is the last digit's rounding.
-    return _finish(xp, xp.where(gap > 0.0, gap, xp.zeros_like(gap)))
+    return _finish(xp.where(gap > 0.0, gap, xp.zeros_like(gap)))
 
 
 def depolarise(rho: Any, a: Any, *, check: bool = True) -> Any:
@@ -291,32 +283,7 @@ def _two(rho: Any, sigma: Any, check: bool) -> tuple[Any, Any, Any]:
     return rho, sigma, xp
 
 
-def _factored(xp: Any, rho: Any, sigma: Any) -> tuple[Side, Side, tuple[int, ...]]:
-    """Both sides with their factors, flat and matched pair by pair; and the shape of the batch.
-
-    Each state is factored once, however often broadcasting repeats it.
-    """
-    shape_r, shape_s = tuple(rho.shape[:-2]), tuple(sigma.shape[:-2])
-    shape = np.broadcast_shapes(shape_r, shape_s)
-    one = factor(xp, "rho", rho)
-    two = factor(xp, "sigma", sigma)
-    if shape_r != shape:
-        one = one.rows(xp, _repeated(shape_r, shape))
-    if shape_s != shape:
-        two = two.rows(xp, _repeated(shape_s, shape))
-    return one, two, shape
-
-
-def _repeated(shape: tuple[int, ...], target: tuple[int, ...]) -> Any:
-    index = np.arange(int(np.prod(shape, dtype=int))).reshape(shape)
-    return np.broadcast_to(index, target).ravel()
-
-
-def _shaped(xp: Any, flat: Any, shape: tuple[int, ...]) -> Any:
-    return _finish(xp, xp.reshape(flat, shape))
-
-
-def _finish(xp: Any, found: Any) -> Any:
+def _finish(found: Any) -> Any:
     """One NumPy number as a `float`; everything else as it is."""
     return (
         float(found) if isinstance(found, (np.ndarray, np.generic)) and not found.shape else found

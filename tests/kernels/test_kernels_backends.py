@@ -1,7 +1,6 @@
 """One source on the array API: torch and JAX give NumPy's numbers, dtypes and refusals.
 
-torch on CUDA is tested where there is a device. CuPy needs one too; what it would run is this same
-source.
+torch on CUDA and CuPy are tested where there is a device.
 """
 
 from __future__ import annotations
@@ -32,14 +31,26 @@ def load_jax():
     return jax.numpy.asarray, jax.Array
 
 
-@pytest.fixture(params=[load_torch, load_torch_cuda, load_jax], ids=["torch", "torch-cuda", "jax"])
+def load_cupy():
+    cupy = pytest.importorskip("cupy", reason="CuPy is not installed")
+    if not cupy.cuda.is_available():
+        pytest.skip("CuPy finds no CUDA device")
+    return cupy.asarray, cupy.ndarray
+
+
+@pytest.fixture(
+    params=[load_torch, load_torch_cuda, load_jax, load_cupy],
+    ids=["torch", "torch-cuda", "jax", "cupy"],
+)
 def backend(request):
     """`(make, kind)`: from a NumPy array to the library's, and the library's array type."""
     return request.param()
 
 
 def back(x):
-    return x.cpu().numpy() if hasattr(x, "detach") else np.asarray(x)
+    if hasattr(x, "detach"):
+        return x.cpu().numpy()
+    return x.get() if hasattr(x, "get") else np.asarray(x)
 
 
 def same(backend, function, *arrays, atol=1e-14):
@@ -124,7 +135,7 @@ def test_functions_on_states_agree_with_numpy(backend, rng, random_state, n):
     same(backend, states.fidelity, rho, sigma)
     same(backend, states.bures_angle, rho, sigma)
     same(backend, states.bures_distance, rho, sigma)
-    same(backend, states.distance, rho[:, None], sigma)
+    same(backend, states.distance, rho[:, None], sigma, atol=2e-14)
     same(backend, states.trace_distance, rho, sigma)
     for function in (
         states.entropy,
