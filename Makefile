@@ -74,5 +74,5 @@ $(LINT): pyproject.toml | $(BIN)/python
 	@touch $@
 
 $(BENCH): pyproject.toml | $(BIN)/python
-	@$(PIP) install --quiet --editable '.[bench]'
+	@$(PIP) install --quiet --editable '.[bench,geometry-bench]'
 	@touch $@

@@ -2,7 +2,7 @@
 
 Every line is a ratio of best times taken in turns in this process, so that a busy machine slows
 both sides alike. PennyLane, QuTiP, pyRiemann and JAX are compared where they are installed
-(`pip install pennylane qutip pyriemann`); NumPy, SciPy and the bare LAPACK call always are.
+(extra `geometry-bench`); NumPy, SciPy and the bare LAPACK call always are.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import os
 import sys
 import timeit
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -31,13 +31,16 @@ Timed = dict[str, Callable[[], Any]]
 
 
 def best_of(calls: Timed, rounds: int) -> dict[str, float]:
-    """Best seconds of each call, taken in turns."""
-    found = dict.fromkeys(calls, float("inf"))
-    for call in calls.values():
+    """Best seconds of each call, taken in turns of a millisecond or one call each."""
+    number = {}
+    for name, call in calls.items():
         call()
+        number[name] = max(1, int(1e-3 / timeit.timeit(call, number=1)))
+    found = dict.fromkeys(calls, float("inf"))
     for _ in range(rounds):
         for name, call in calls.items():
-            found[name] = min(found[name], timeit.timeit(call, number=1))
+            one = timeit.timeit(call, number=number[name]) / number[name]
+            found[name] = min(found[name], one)
     return found
 
 
@@ -187,47 +190,97 @@ def bench_phi(rng: np.random.Generator, rounds: int) -> None:
     line("phi_mib_samples, 256 × 24 in 6 groups", times.pop("ours"), {}, 1)
 
 
-def solve(build: Callable[[], fisher.FisherMatrix], v: Any) -> Any:
-    return build().solve(v)
+def grid(k: int) -> Any:
+    """Precision of a Gaussian field on a k × k grid, sparse."""
+    import scipy.sparse as sp
+
+    one = sp.diags_array(
+        [np.full(k - 1, -1.0), np.full(k, 2.05), np.full(k - 1, -1.0)], offsets=[-1, 0, 1]
+    )
+    return (sp.kron(one, sp.eye_array(k)) + sp.kron(sp.eye_array(k), one)).tocsr()
 
 
-def bench_fisher(rng: np.random.Generator, rounds: int, large: int) -> None:
-    """Factor and solve in the declared form against densely."""
-    print("\nFisher matrices: factor and solve once, dense time over structured time")
+def grid_band(k: int) -> Any:
+    """The same as a lower band of width k."""
+    full = grid(k)
+    band = np.zeros((k + 1, k * k))
+    for below in (0, 1, k):
+        band[below, : k * k - below] = full.diagonal(-below)
+    return band
 
-    def grid(k: int) -> Any:
-        import scipy.sparse as sp
 
-        one = sp.diags_array(
-            [np.full(k - 1, -1.0), np.full(k, 2.05), np.full(k - 1, -1.0)], offsets=[-1, 0, 1]
-        )
-        return (sp.kron(one, sp.eye_array(k)) + sp.kron(sp.eye_array(k), one)).tocsr()
+def declared_forms(rng: np.random.Generator, n: int) -> dict[str, Callable[[], Any]]:
+    """What builds and factors each declared structure of about n parameters."""
+    p = rng.dirichlet(np.full(n + 1, 5.0))
+    blocks = {}
+    for size in (8, 32):
+        samples = rng.standard_normal((n // size, size, 2 * size))
+        blocks[size] = samples @ samples.swapaxes(1, 2)
+    side = int(np.sqrt(n))
+    left, right = (x @ x.T for x in rng.standard_normal((2, side, 2 * side)))
+    chain = np.stack((np.full(n, 2.5), np.full(n, -1.0)))
+    band = np.stack((np.full(n, 12.0), *[np.full(n, -1.0)] * 5))
+    return {
+        "multinomial": partial(fisher.multinomial_fisher, p),
+        "diagonal + rank one": partial(
+            fisher.DiagPlusLowRank, 1.0 / p, np.ones((n + 1, 1)), np.ones(1)
+        ),
+        "chain": partial(fisher.SparsePrecision.from_band, chain),
+        "band of 5": partial(fisher.SparsePrecision.from_band, band),
+        "blocks of 8": partial(fisher.BlockDiagonal, blocks[8]),
+        "blocks of 32": partial(fisher.BlockDiagonal, blocks[32]),
+        "Kronecker": partial(fisher.Kronecker, left, right),
+        "grid, as a band": partial(fisher.SparsePrecision.from_band, grid_band(side)),
+        "grid, sparse": partial(fisher.SparsePrecision, grid(side)),
+    }
 
-    for n in (64, large):
-        p = rng.dirichlet(np.full(n + 1, 5.0))
-        blocks = rng.standard_normal((n // 8, 8, 16))
-        blocks = blocks @ blocks.swapaxes(1, 2)
-        side = int(np.sqrt(n))
-        factors = [rng.standard_normal((side, 2 * side)) for _ in range(2)]
-        left, right = (factor @ factor.T for factor in factors)
-        field = grid(side)
-        chain = np.stack((np.full(n, 2.5), np.full(n, -1.0)))
-        band = np.stack((np.full(n, 12.0), *[np.full(n, -1.0)] * 5))
-        forms: dict[str, Callable[[], fisher.FisherMatrix]] = {
-            "multinomial": partial(fisher.multinomial_fisher, p),
-            "chain": partial(fisher.SparsePrecision.from_band, chain),
-            "band of 5": partial(fisher.SparsePrecision.from_band, band),
-            "blocks of 8": partial(fisher.BlockDiagonal, blocks),
-            "Kronecker": partial(fisher.Kronecker, left, right),
-            "grid": partial(fisher.SparsePrecision, field),
-        }
-        for name, build in forms.items():
-            metric = build()
-            full, v = metric.to_dense(), rng.standard_normal(metric.n)
-            dense = partial(fisher.Dense, full)
-            calls: Timed = {"ours": partial(solve, build, v), "dense": partial(solve, dense, v)}
-            times = best_of(calls, rounds if n == 64 else 2)
-            line(f"n = {metric.n:<5} {name}", times.pop("ours"), times, 1)
+
+def solvers(build: Callable[[], fisher.FisherMatrix], v: Any) -> Timed:
+    """Ways to factor and solve once: declared, densely here, by SciPy, by LAPACK alone."""
+    from scipy.linalg import cho_factor, cho_solve
+    from scipy.linalg.lapack import dpotrf, dpotrs
+
+    full = build().to_dense()
+    # LAPACK without a copy over: column-major, one triangle read.
+    whole = np.asfortranarray(full)
+    return {
+        "ours": lambda: build().solve(v),
+        "Dense": lambda: fisher.Dense(full).solve(v),
+        "cho_solve(cho_factor)": lambda: cho_solve(cho_factor(full), v),
+        "bare dpotrf+dpotrs": lambda: dpotrs(dpotrf(whole, lower=1, clean=0)[0], v, lower=1),
+    }
+
+
+def repeated_solvers(build: Callable[[], fisher.FisherMatrix], v: Any) -> Timed:
+    """The same once they are factored, as in training."""
+    from scipy.linalg import cho_factor, cho_solve
+    from scipy.linalg.lapack import dpotrf, dpotrs
+
+    metric = build()
+    full = metric.to_dense()
+    root = dpotrf(np.asfortranarray(full), lower=1, clean=0)[0]
+    return {
+        "ours": partial(metric.solve, v),
+        "Dense": partial(fisher.Dense(full).solve, v),
+        "cho_solve": partial(cho_solve, cho_factor(full), v),
+        "bare dpotrs": partial(dpotrs, root, v, lower=1),
+    }
+
+
+def bench_fisher(rng: np.random.Generator, rounds: int, large: Sequence[int]) -> None:
+    """In the declared form against densely."""
+    for n in (64, *large):
+        # Many short turns: the best of them is one that nothing else interrupted.
+        turns = 10 * rounds if n == 64 else min(rounds, 3)
+        for what, ways in (
+            ("build, factor and solve once", solvers),
+            ("solve only, factored before", repeated_solvers),
+        ):
+            print(f"\nFisher matrices of {n} parameters: {what}")
+            for name, build in declared_forms(rng, n).items():
+                calls = ways(build, rng.standard_normal(build().n))
+                times = best_of(calls, turns)
+                line(f"  {name}", times.pop("ours"), times, 1)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -235,7 +288,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=9, help="turns each call gets")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--large", type=int, default=1024, help="size of the large Fisher matrices")
+    parser.add_argument(
+        "--large",
+        type=int,
+        nargs="*",
+        default=[1024],
+        help="sizes of the Fisher matrices beside 64, squares (4096 takes minutes)",
+    )
     parser.add_argument(
         "--only", choices=("states", "simplex", "batch", "phi", "fisher"), default=None
     )

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
+from qigkernels._bands import BandFactor
 from qigkernels._errors import ValidationError
-from qigkernels._structures import Dense, FisherMatrix, finite, indefinite
+from qigkernels._structures import Dense, FisherMatrix, finite, symmetric
 
 __all__ = ["BlockDiagonal", "Kronecker"]
+
+_BAND_SIZE_MAX = 16
+"""Size up to which equal blocks are faster as one band than one by one."""
 
 
 class BlockDiagonal(FisherMatrix):
@@ -17,16 +22,19 @@ class BlockDiagonal(FisherMatrix):
 
     Args:
         blocks: Fisher matrices of any structure (arrays become `Dense`), or an array `(k, b, b)`
-            of k blocks of one size, which are factored and solved all at once.
+            of k blocks of one size. Many small ones are factored and solved at once, as a band.
     """
 
     def __init__(self, blocks: Any) -> None:
-        self._inverse_roots: Any = None
-        self._logdet = 0.0
-        if isinstance(blocks, np.ndarray):
-            self._stack(finite("blocks", blocks, 3))
+        self._stack: Any = None
+        if isinstance(blocks, np.ndarray) and (
+            blocks.ndim != 3 or blocks.shape[1] <= _BAND_SIZE_MAX
+        ):
+            self._stack = symmetric("blocks", finite("blocks", blocks, 3))
+            self.n, self.stored = blocks.shape[0] * blocks.shape[1], blocks.size
+            self._factor = BandFactor("blocks", _as_band(self._stack))
             return
-        self.blocks: Any = tuple(
+        self.blocks = tuple(
             block if isinstance(block, FisherMatrix) else Dense(block) for block in blocks
         )
         if not self.blocks:
@@ -38,29 +46,10 @@ class BlockDiagonal(FisherMatrix):
         self.n = ends[-1]
         self.stored = sum(block.stored for block in self.blocks)
 
-    def _stack(self, blocks: Any) -> None:
-        k, size = blocks.shape[:2]
-        if blocks.shape[2] != size or np.abs(blocks - blocks.swapaxes(1, 2)).max() > 1e-14 * (
-            np.abs(blocks).max()
-        ):
-            raise ValidationError(
-                f"blocks of shape {blocks.shape} are not square and symmetric",
-                argument="blocks",
-                shape=blocks.shape,
-            )
-        try:
-            roots = np.linalg.cholesky(blocks)
-        except np.linalg.LinAlgError:
-            lowest = float(np.linalg.eigvalsh(blocks).min())
-            raise indefinite("a block", f"smallest eigenvalue {lowest!r}", lowest) from None
-        self.blocks, self.n, self.stored = blocks, k * size, blocks.size
-        self._inverse_roots = np.linalg.solve(roots, np.eye(size))
-        self._logdet = 2.0 * float(np.log(np.diagonal(roots, axis1=1, axis2=2)).sum())
-
     @property
     def natural_sparsity(self) -> float:
-        if self._inverse_roots is not None:
-            return 1.0 - 1.0 / len(self.blocks)
+        if self._stack is not None:
+            return 1.0 - 1.0 / len(self._stack)
         filled = sum(block.n**2 * (1.0 - block.natural_sparsity) for block in self.blocks)
         return 1.0 - float(filled) / self.n**2
 
@@ -68,40 +57,52 @@ class BlockDiagonal(FisherMatrix):
         pairs = zip(self.blocks, self._ranges, strict=True)
         return np.concatenate([getattr(block, name)(v[rows]) for block, rows in pairs])
 
-    def _stacked(self, v: Any) -> Any:
-        return v.reshape(len(self.blocks), self.blocks.shape[1], -1)
-
     def _matvec(self, v: Any) -> Any:
-        if self._inverse_roots is None:
+        if self._stack is None:
             return self._each(v, "_matvec")
-        return (self.blocks @ self._stacked(v)).reshape(v.shape)
+        return (self._stack @ v.reshape(*self._stack.shape[:2], -1)).reshape(v.shape)
 
     def _solve(self, v: Any) -> Any:
-        if self._inverse_roots is None:
-            return self._each(v, "_solve")
-        back = self._inverse_roots
-        return (back.swapaxes(1, 2) @ (back @ self._stacked(v))).reshape(v.shape)
+        return self._each(v, "_solve") if self._stack is None else self._factor.solve(v)
 
     def logdet(self) -> float:
-        if self._inverse_roots is not None:
-            return self._logdet
+        if self._stack is not None:
+            return self._factor.logdet()
         return float(sum(block.logdet() for block in self.blocks))
 
     def trace(self) -> float:
-        if self._inverse_roots is not None:
-            return float(np.trace(self.blocks, axis1=1, axis2=2).sum())
+        if self._stack is not None:
+            return float(np.trace(self._stack, axis1=1, axis2=2).sum())
         return float(sum(block.trace() for block in self.blocks))
 
     def to_dense(self) -> Any:
         full = np.zeros((self.n, self.n))
-        if self._inverse_roots is not None:
-            size = self.blocks.shape[1]
-            for k, block in enumerate(self.blocks):
+        if self._stack is not None:
+            size = self._stack.shape[1]
+            for k, block in enumerate(self._stack):
                 full[k * size : (k + 1) * size, k * size : (k + 1) * size] = block
             return full
         for block, rows in zip(self.blocks, self._ranges, strict=True):
             full[rows, rows] = block.to_dense()
         return full
+
+
+def _as_band(blocks: Any) -> Any:
+    """The lower band `(b, k·b)` of blocks `(k, b, b)`, column-major."""
+    k, size = blocks.shape[:2]
+    below, inside = _diagonals(size)
+    band = blocks.reshape(k, size * size).take(below, axis=1)
+    band *= inside
+    return band.reshape(k * size, size).T
+
+
+@lru_cache(maxsize=_BAND_SIZE_MAX)
+def _diagonals(size: int) -> tuple[Any, Any]:
+    """Where row j of a flat block has what stands below its diagonal, from the diagonal on; and 1
+    where that is still in the block, 0 where it is not."""
+    row, step = np.divmod(np.arange(size * size), size)
+    inside = row + step < size
+    return np.where(inside, row * (size + 1) + step, 0), inside.astype(np.float64)
 
 
 class Kronecker(FisherMatrix):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,8 @@ from qigkernels._arrays import as_array
 from qigkernels._blocks import BlockDiagonal, Kronecker
 from qigkernels._errors import ValidationError
 from qigkernels._sparse import SparsePrecision
-from qigkernels._structures import Dense, DiagPlusLowRank, finite
-from qigkernels.validation import validate_distribution
+from qigkernels._structures import Dense, DiagPlusLowRank, Multinomial, finite
+from qigkernels.validation import SUM_TOLERANCE, explain_distribution, validate_distribution
 
 __all__ = [
     "dirichlet_fisher",
@@ -22,7 +23,7 @@ __all__ = [
 ]
 
 
-def multinomial_fisher(p: Any, trials: int = 1) -> DiagPlusLowRank:
+def multinomial_fisher(p: Any, trials: int = 1) -> Multinomial:
     """N(diag(1/p) + 11ᵀ/p_n) in the first n − 1 probabilities; its inverse is (diag p − ppᵀ)/N.
 
     Args:
@@ -33,17 +34,32 @@ def multinomial_fisher(p: Any, trials: int = 1) -> DiagPlusLowRank:
     >>> multinomial_fisher([0.5, 0.5]).to_dense().tolist()
     [[4.0]]
     """
-    p = np.asarray(as_array("p", p), dtype=np.float64)
-    validate_distribution(p)
-    if p.ndim != 1 or len(p) < 2 or not p.min() > 0.0 or trials < 1:
+    p = np.array(as_array("p", p), dtype=np.float64)
+    if trials < 1:
         raise ValidationError(
-            f"p must be one distribution of at least 2 positive entries and trials ≥ 1, got shape "
-            f"{p.shape}, smallest {float(p.min())!r}, trials {trials!r}",
-            argument="p",
-            shape=p.shape,
-            value=float(p.min()),
+            f"trials must be at least 1, got {trials!r}", argument="trials", value=trials
         )
-    return DiagPlusLowRank(trials / p[:-1], np.ones((len(p) - 1, 1)), [float(trials / p[-1])])
+    if p.ndim != 1 or len(p) < 2 or not p.min() > 0.0:
+        raise _not_inside(p)
+    found = Multinomial(p, trials)
+    if not abs(found.total - 1.0) <= SUM_TOLERANCE:
+        explain_distribution("p", p)
+    return found
+
+
+def _not_inside(p: Any) -> ValidationError:
+    """Why p is no single distribution of at least two positive entries."""
+    validate_distribution(p)
+    index = (int(p.argmin()),) if p.ndim == 1 else None
+    lowest = float(p.min())
+    return ValidationError(
+        f"p of shape {p.shape} must be one distribution of at least 2 positive entries; the "
+        f"smallest is {lowest!r}",
+        argument="p",
+        shape=p.shape,
+        value=lowest,
+        index=index,
+    )
 
 
 def dirichlet_fisher(alpha: Any) -> DiagPlusLowRank:
@@ -51,18 +67,22 @@ def dirichlet_fisher(alpha: Any) -> DiagPlusLowRank:
 
     Source: T. P. Minka, Estimating a Dirichlet distribution (2000).
     """
-    from scipy.special import polygamma
+    from scipy.special import zeta
 
     alpha = finite("alpha", alpha, 1)
     if not alpha.min() > 0.0:
+        index = int(alpha.argmin())
         raise ValidationError(
-            f"alpha must be positive, smallest {float(alpha.min())!r}",
+            f"alpha of shape {alpha.shape} must be positive, is {float(alpha[index])!r} at "
+            f"({index},)",
             argument="alpha",
             shape=alpha.shape,
-            value=float(alpha.min()),
+            value=float(alpha[index]),
+            index=(index,),
         )
-    total = float(polygamma(1, alpha.sum()))
-    return DiagPlusLowRank(polygamma(1, alpha), np.ones((len(alpha), 1)), [-total])
+    # ψ′(x) = ζ(2, x), which `polygamma` computes too, beside ψ.
+    total = float(zeta(2.0, alpha.sum()))
+    return DiagPlusLowRank(zeta(2.0, alpha), np.ones((len(alpha), 1)), [-total])
 
 
 def gaussian_fisher(cov: Any) -> BlockDiagonal:
@@ -116,12 +136,16 @@ def kfac_fisher(inputs: Any, gradients: Any, damping: float = 0.0) -> Kronecker:
     Source: Martens & Grosse 2015, arXiv:1503.05671.
     """
     inputs, gradients = finite("inputs", inputs, 2), finite("gradients", gradients, 2)
-    if len(inputs) != len(gradients) or damping < 0.0:
+    if len(inputs) != len(gradients):
         raise ValidationError(
             f"inputs {inputs.shape} and gradients {gradients.shape} must have the same number of "
-            f"rows, and damping must be ≥ 0, got {damping!r}",
+            "rows",
             argument="gradients",
             shape=gradients.shape,
+        )
+    if not 0.0 <= damping < math.inf:
+        raise ValidationError(
+            f"damping must be ≥ 0 and finite, got {damping!r}", argument="damping", value=damping
         )
     factors = []
     for samples in (inputs, gradients):

@@ -34,6 +34,10 @@ def mean_weights(xp: Any, weights: Any, points: Any, shape: tuple[int, ...]) -> 
     weights = as_array("weights", weights)
     same_namespace(points=points, weights=weights)
     check_last_axes("weights", weights, 1)
+    if not bool(xp.all(xp.isfinite(weights))):
+        from qigkernels.validation import check_finite
+
+        check_finite("weights", weights)
     off = float(xp.max(xp.abs(xp.sum(weights, axis=-1) - 1.0)))
     lowest = float(xp.min(weights))
     if weights.shape[-1] != k or not off <= 1e-6 or not lowest >= 0.0:

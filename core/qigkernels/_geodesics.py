@@ -8,7 +8,12 @@ from typing import Any
 from qigkernels._arrays import as_array, epsilon, same_namespace, tiny
 from qigkernels._errors import ValidationError
 from qigkernels._roots import check_broadcast, difference, last_norm, two_points
-from qigkernels.validation import SUM_TOLERANCE, check_last_axes, validate_distribution
+from qigkernels.validation import (
+    SUM_TOLERANCE,
+    check_finite,
+    check_last_axes,
+    validate_distribution,
+)
 
 __all__ = ["exp", "geodesic", "inner", "log", "norm", "path_curvature", "transport"]
 
@@ -91,6 +96,8 @@ def log(p: Any, q: Any, *, check: bool = True) -> Any:
 
 def _vector(xp: Any, p: Any, v: Any, name: str) -> Any:
     """A tangent vector checked and taken to root coordinates: vᵢ/(2√pᵢ), 0 on the boundary."""
+    if not bool(xp.all(xp.isfinite(v))):
+        check_finite(name, v)
     total = xp.sum(v, axis=-1)
     bound = 64.0 * SUM_TOLERANCE * (1.0 + xp.max(xp.abs(v), axis=-1))
     stray = xp.any(xp.abs(xp.where(p == 0.0, v, xp.zeros_like(v))) > 0.0, axis=-1)
@@ -171,6 +178,7 @@ def transport(p: Any, q: Any, v: Any, *, check: bool = True) -> Any:
     p, q, xp = two_points(p, q, check)
     v = as_array("v", v)
     same_namespace(p=p, v=v)
+    check_last_axes("v", v, 1)
     check_broadcast(p, v, "v")
     w = _vector(xp, p, v, "v")
     u, root_q, e, angle = _tangent(xp, p, q)
@@ -188,6 +196,7 @@ def inner(p: Any, v: Any, w: Any, *, check: bool = True) -> Any:
     p, v, xp = _point_and_vector(p, v, check)
     w = as_array("w", w)
     same_namespace(p=p, w=w)
+    check_last_axes("w", w, 1)
     check_broadcast(p, w, "w")
     return 4.0 * xp.sum(_vector(xp, p, v, "v") * _vector(xp, p, w, "w"), axis=-1)
 

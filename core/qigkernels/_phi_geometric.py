@@ -105,9 +105,16 @@ def _model(A: Any, cov_x: Any, cov_e: Any) -> tuple[Any, Any, Any]:
 
             check_finite(name, values)
         if name != "A":
-            if np.abs(values - values.T).max() > 1e-10 * np.abs(values).max():
+            gap = np.abs(values - values.T)
+            if gap.max() > 1e-10 * np.abs(values).max():
+                place = divmod(int(gap.argmax()), shape[0])
                 raise ValidationError(
-                    f"{name} of shape {shape} is not symmetric", argument=name, shape=shape
+                    f"{name} of shape {shape} is not symmetric: {float(values[place])!r} at "
+                    f"{place}, {float(values.T[place])!r} opposite",
+                    argument=name,
+                    shape=shape,
+                    value=float(values[place]),
+                    index=place,
                 )
             _log_det(name, values)
         found.append(values)

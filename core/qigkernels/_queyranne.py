@@ -15,6 +15,9 @@ import numpy as np
 
 __all__ = ["minimum_cut"]
 
+_FLOOR = 1e-300
+"""What a variance is taken for that rounding leaves at or below 0 where others determine it."""
+
 
 def minimum_cut(correlation: Any, sizes: tuple[int, ...]) -> list[int]:
     """One side of the cut of least I(S; rest), as sorted indices of the blocks.
@@ -28,38 +31,42 @@ def minimum_cut(correlation: Any, sizes: tuple[int, ...]) -> list[int]:
     # Blocks that were merged so far: (member blocks, their variables).
     blocks = [([k], rows) for k, rows in enumerate(variables)]
     precision = np.linalg.inv(correlation)
-    precision = 0.5 * (precision + precision.T)
+    # Σ and P together, one on the other: every step below does both at once.
+    both = np.stack((correlation, 0.5 * (precision + precision.T)))
     best, side = np.inf, [0]
     while len(blocks) > 1:
-        alone = [_log_det(correlation, rows) + _log_det(precision, rows) for _, rows in blocks]
-        last_two = _pendant_pair(correlation, precision, [rows for _, rows in blocks], alone)
-        t, u = last_two
+        rows = [own for _, own in blocks]
+        alone = _log_dets(both, rows)
+        t, u = last_two = _pendant_pair(both.copy(), rows, alone)
         if alone[u] < best:
-            best, side = alone[u], sorted(blocks[u][0])
-        merged = (blocks[t][0] + blocks[u][0], np.concatenate((blocks[t][1], blocks[u][1])))
+            best, side = float(alone[u]), sorted(blocks[u][0])
+        merged = (blocks[t][0] + blocks[u][0], np.concatenate((rows[t], rows[u])))
         blocks = [block for k, block in enumerate(blocks) if k not in last_two]
         blocks.append(merged)
     return side
 
 
-def _log_det(matrix: Any, rows: Any) -> float:
-    if len(rows) == 1:
-        return float(np.log(matrix[rows[0], rows[0]]))
-    return float(np.linalg.slogdet(matrix[np.ix_(rows, rows)])[1])
+def _log_dets(both: Any, blocks: list[Any]) -> Any:
+    """ln|Σ_B| + ln|P_B| of every block B of variables."""
+    diagonals = both[0].diagonal() * both[1].diagonal()
+    found = np.log(diagonals[[rows[0] for rows in blocks]].clip(min=_FLOOR))
+    for k, rows in enumerate(blocks):
+        if len(rows) > 1:
+            found[k] = np.linalg.slogdet(both[:, rows[:, None], rows])[1].sum()
+    return found
 
 
-def _pendant_pair(
-    correlation: Any, precision: Any, blocks: list[Any], alone: list[float]
-) -> tuple[int, int]:
-    """The last two blocks of the order in which f(W ∪ u) − f(u) is least at every step."""
-    given = [correlation.copy(), precision.copy()]
+def _pendant_pair(given: Any, blocks: list[Any], alone: Any) -> tuple[int, int]:
+    """The last two blocks of the order in which f(W ∪ u) − f(u) is least at every step.
+
+    `given` is written over.
+    """
     left = list(range(1, len(blocks)))
     order = [0]
     _condition(given, blocks[0])
     while left:
-        keys = _gains(given, blocks, left)
-        keys -= [alone[k] for k in left]
-        chosen = left.pop(int(np.argmin(keys)))
+        gains = _log_dets(given, [blocks[k] for k in left]) - alone[left]
+        chosen = left.pop(int(np.argmin(gains)))
         order.append(chosen)
         if len(left) > 1:
             _condition(given, blocks[chosen])
@@ -68,31 +75,11 @@ def _pendant_pair(
     return order[-2], order[-1]
 
 
-def _gains(given: list[Any], blocks: list[Any], left: list[int]) -> Any:
-    """ln of the conditional determinants of each remaining block, of Σ and of P together."""
-    diagonals = np.log(given[0].diagonal().clip(min=_FLOOR)) + np.log(
-        given[1].diagonal().clip(min=_FLOOR)
-    )
-    return np.array(
-        [
-            diagonals[blocks[k][0]]
-            if len(blocks[k]) == 1
-            else _log_det(given[0], blocks[k]) + _log_det(given[1], blocks[k])
-            for k in left
-        ]
-    )
-
-
-_FLOOR = 1e-300
-"""Rows already conditioned on hold zeros; they are never read, but their log is taken."""
-
-
-def _condition(given: list[Any], rows: Any) -> None:
+def _condition(given: Any, rows: Any) -> None:
     """Replace both matrices by their Schur complements given these variables, in place."""
-    for matrix in given:
-        columns = matrix[:, rows]
-        block = matrix[np.ix_(rows, rows)]
-        np.subtract(matrix, columns @ np.linalg.solve(block, columns.T), out=matrix)
-        matrix[rows, :] = 0.0
-        matrix[:, rows] = 0.0
-        matrix[rows, rows] = 0.0
+    columns = given[:, :, rows]
+    across = columns.swapaxes(1, 2)
+    if len(rows) == 1:
+        given -= columns * (across / columns[:, rows])
+    else:
+        given -= columns @ np.linalg.solve(columns[:, rows], across)

@@ -17,7 +17,7 @@ import numpy as np
 from qigkernels._blocks import BlockDiagonal
 from qigkernels._errors import ValidationError
 from qigkernels._sparse import SparsePrecision
-from qigkernels._structures import Dense, Diagonal, FisherMatrix, finite, symmetric
+from qigkernels._structures import Dense, Diagonal, FisherMatrix, finite
 
 __all__ = ["Recognition", "SparseFisherMetric", "from_dense"]
 
@@ -58,8 +58,8 @@ def from_dense(matrix: Any, *, measure: bool = False) -> Recognition:
     >>> from_dense(np.diag([1.0, 2.0])).representation
     'Diagonal'
     """
-    full = symmetric("matrix", finite("matrix", matrix, 2))
-    dense = Dense(full)
+    dense = Dense(matrix)
+    full = dense.to_dense()
     zeros = float(np.count_nonzero(full == 0.0)) / full.size
     build = _structure(full, zeros)
     metric: FisherMatrix = dense

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -16,42 +17,63 @@ __all__ = [
     "DiagPlusLowRank",
     "Diagonal",
     "FisherMatrix",
+    "Multinomial",
     "finite",
     "indefinite",
+    "lapack",
+    "sound",
     "symmetric",
 ]
+
+
+@lru_cache(maxsize=1)
+def lapack() -> Any:
+    """SciPy's LAPACK, loaded at the first factor; an import statement costs as much as a solve."""
+    from scipy.linalg import lapack as loaded
+
+    return loaded
+
+
+def sound(name: str, values: Any) -> None:
+    """Raise where an entry is NaN or infinite; one BLAS call where none is."""
+    flat = values.ravel("K")
+    if not math.isfinite(flat.dot(flat)):
+        from qigkernels.validation import check_finite
+
+        # A sum of squares also overflows; this looks at every entry.
+        check_finite(name, values)
 
 
 def finite(name: str, x: Any, ndim: int) -> Any:
     """A finite float64 copy with that many axes."""
     values = np.array(as_array(name, x), dtype=np.float64)
-    if values.ndim != ndim or 0 in values.shape:
+    if values.ndim != ndim or not values.size:
         raise ValidationError(
             f"{name} has shape {values.shape}; expected {ndim} axes, none empty",
             argument=name,
             shape=values.shape,
         )
-    if not np.isfinite(values).all():
-        from qigkernels.validation import check_finite
-
-        check_finite(name, values)
+    sound(name, values)
     return values
 
 
 def symmetric(name: str, matrix: Any) -> Any:
-    """The matrix, refused unless symmetric to the last digits."""
-    if matrix.shape[0] != matrix.shape[1]:
+    """The matrix `(..., n, n)`, refused unless symmetric to the last digits."""
+    if matrix.shape[-1] != matrix.shape[-2]:
         raise ValidationError(
             f"{name} has shape {matrix.shape}; expected a square matrix",
             argument=name,
             shape=matrix.shape,
         )
-    gap = np.abs(matrix - matrix.T)
-    if gap.max() > 1e-14 * np.abs(matrix).max():
-        place = divmod(int(gap.argmax()), len(matrix))
+    # Antisymmetric, so that its largest entry is its largest modulus.
+    gap = matrix - matrix.swapaxes(-1, -2)
+    worst = np.maximum.reduce(gap, axis=None)
+    if worst > 0.0 and worst > 1e-14 * np.abs(matrix).max():
+        place = tuple(int(i) for i in np.unravel_index(gap.argmax(), gap.shape))
+        opposite = (*place[:-2], place[-1], place[-2])
         raise ValidationError(
             f"{name} of shape {matrix.shape} is not symmetric: {float(matrix[place])!r} at "
-            f"{place}, {float(matrix.T[place])!r} opposite",
+            f"{place}, {float(matrix[opposite])!r} opposite",
             argument=name,
             shape=matrix.shape,
             value=float(matrix[place]),
@@ -82,12 +104,13 @@ class FisherMatrix(ABC):
 
     def _vector(self, v: Any, name: str = "v") -> Any:
         v = np.asarray(as_array(name, v), dtype=np.float64)
-        if v.ndim not in {1, 2} or v.shape[0] != self.n:
+        if v.ndim not in {1, 2} or v.shape[0] != self.n or not v.size:
             raise ValidationError(
                 f"{name} has shape {v.shape}; expected ({self.n},) or ({self.n}, k)",
                 argument=name,
                 shape=v.shape,
             )
+        sound(name, v)
         return v
 
     def matvec(self, v: Any) -> Any:
@@ -101,6 +124,12 @@ class FisherMatrix(ABC):
     def norm(self, v: Any) -> float:
         """√(vᵀ G v), the length of the tangent vector v `(n,)`."""
         v = self._vector(v)
+        if v.ndim != 1:
+            raise ValidationError(
+                f"v has shape {v.shape}; expected one vector ({self.n},)",
+                argument="v",
+                shape=v.shape,
+            )
         return math.sqrt(max(0.0, float(np.vdot(v, self._matvec(v)))))
 
     @abstractmethod
@@ -141,12 +170,11 @@ class Dense(FisherMatrix):
     """
 
     def __init__(self, matrix: Any) -> None:
-        from scipy.linalg.lapack import dpotrf
-
         self._matrix = symmetric("matrix", finite("matrix", matrix, 2))
         self.n = len(self._matrix)
         self.stored = self.n * self.n
-        self._factor, failed = dpotrf(self._matrix, lower=1)
+        # Seen from LAPACK the rows are columns; the matrix is the same, and none is moved.
+        self._factor, failed = lapack().dpotrf(self._matrix.T, lower=1, clean=0)
         if failed:
             lowest = float(np.linalg.eigvalsh(self._matrix)[0])
             raise indefinite("matrix", f"smallest eigenvalue {lowest!r}", lowest)
@@ -155,9 +183,7 @@ class Dense(FisherMatrix):
         return self._matrix @ v
 
     def _solve(self, v: Any) -> Any:
-        from scipy.linalg.lapack import dpotrs
-
-        return dpotrs(self._factor, v, lower=1)[0]
+        return lapack().dpotrs(self._factor, v, lower=1)[0]
 
     def logdet(self) -> float:
         return 2.0 * float(np.log(self._factor.diagonal()).sum())
@@ -231,36 +257,37 @@ class DiagPlusLowRank(FisherMatrix):
                 shape=self._columns.shape,
             )
         self.stored = self.n * (1 + rank) + rank
-        scaled = self._columns / np.sqrt(self._base.diagonal)[:, None]
-        self._gram = scaled.T @ scaled
-        self._log_ratio = self._capacity(rank)
+        # D⁻¹U, and what stands in the middle of Woodbury's formula.
+        self._solved = self._columns / self._base.diagonal[:, None]
+        self._middle = self._capacity(self._columns.T @ self._solved)
 
-    def _capacity(self, rank: int) -> float:
-        """ln det(1 + S UᵀD⁻¹U), refused where the sum is not positive definite."""
-        if rank == 1:
-            lowest = 1.0 + float(self._scales[0] * self._gram[0, 0])
+    def _capacity(self, gram: Any) -> Any:
+        """(1 + SQ)⁻¹S, Q = UᵀD⁻¹U; sets its log-determinant where the sum is positive definite."""
+        scales = self._scales
+        if len(scales) == 1:
+            scale = float(scales[0])
+            lowest = 1.0 + scale * float(gram[0, 0])
             if not lowest > 0.0:
                 raise indefinite("diag(d) + s·uuᵀ", f"relative eigenvalue {lowest!r}", lowest)
-            return math.log(lowest)
-        # 1 + D^-½ U S Uᵀ D^-½ has the eigenvalues 1 and those of 1 + Q^½ S Q^½, Q = UᵀD⁻¹U.
-        values, vectors = np.linalg.eigh(self._gram)
+            self._log_ratio = math.log(lowest)
+            return np.array([[scale / lowest]])
+        # 1 + D^-½ U S Uᵀ D^-½ has the eigenvalues 1 and those of 1 + Q^½ S Q^½.
+        values, vectors = np.linalg.eigh(gram)
         root = (vectors * np.sqrt(values.clip(min=0.0))) @ vectors.T
-        inside = np.eye(rank) + root * self._scales @ root
+        one = np.eye(len(scales))
+        inside = one + root * scales @ root
         lowest = float(np.linalg.eigvalsh(inside)[0])
         if not lowest > 0.0:
             raise indefinite("diag(d) + U diag(s) Uᵀ", f"relative eigenvalue {lowest!r}", lowest)
-        return float(np.linalg.slogdet(inside)[1])
+        self._log_ratio = float(np.linalg.slogdet(inside)[1])
+        return np.linalg.solve(one + scales[:, None] * gram, np.diag(scales))
 
     def _matvec(self, v: Any) -> Any:
         scales = self._scales if v.ndim == 1 else self._scales[:, None]
-        return self._base.matvec(v) + self._columns @ (scales * (self._columns.T @ v))
+        return self._base._matvec(v) + self._columns @ (scales * (self._columns.T @ v))
 
     def _solve(self, v: Any) -> Any:
-        first = self._base.solve(v)
-        capacity = np.eye(len(self._scales)) + self._scales[:, None] * self._gram
-        scales = self._scales if v.ndim == 1 else self._scales[:, None]
-        inner = np.linalg.solve(capacity, scales * (self._columns.T @ first))
-        return first - self._base.solve(self._columns @ inner)
+        return self._base._solve(v) - self._solved @ (self._middle @ (self._solved.T @ v))
 
     def logdet(self) -> float:
         return self._base.logdet() + self._log_ratio
@@ -270,3 +297,49 @@ class DiagPlusLowRank(FisherMatrix):
 
     def to_dense(self) -> Any:
         return self._base.to_dense() + (self._columns * self._scales) @ self._columns.T
+
+
+class Multinomial(DiagPlusLowRank):
+    """G = N(diag(1/p) + 11ᵀ/p_n) in the first n − 1 of n probabilities, all in closed form.
+
+    G⁻¹v = p ⊙ (v − ⟨p, v⟩/Σp)/N over those n − 1, det G = Nⁿ⁻¹ Σp/Πp.
+
+    Args:
+        p: `(n,)`, a distribution of at least two positive entries, which the caller has checked;
+            not copied. trials: N ≥ 1.
+
+    Attributes:
+        total: Σp.
+
+    Source: Amari & Nagaoka 2000, doi:10.1090/mmono/191.
+    """
+
+    def __init__(self, p: Any, trials: int = 1) -> None:
+        self._p, self._head, self.total = p, p[:-1], float(p.sum())
+        self._trials = float(trials)
+        self.n, self.stored = len(p) - 1, len(p)
+
+    def _column(self, v: Any) -> Any:
+        return self._head if v.ndim == 1 else self._head[:, None]
+
+    def _matvec(self, v: Any) -> Any:
+        return self._trials * (v / self._column(v) + v.sum(axis=0) / self._p[-1])
+
+    def _solve(self, v: Any) -> Any:
+        found = v - self._head.dot(v) / self.total
+        found *= self._column(v)
+        if self._trials != 1.0:
+            found /= self._trials
+        return found
+
+    def logdet(self) -> float:
+        logs = float(np.log(self._p).sum())
+        return self.n * math.log(self._trials) + math.log(self.total) - logs
+
+    def trace(self) -> float:
+        return self._trials * float((1.0 / self._head).sum() + self.n / self._p[-1])
+
+    def to_dense(self) -> Any:
+        full = np.full((self.n, self.n), self._trials / self._p[-1])
+        full[np.diag_indices(self.n)] += self._trials / self._head
+        return full

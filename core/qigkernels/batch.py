@@ -227,11 +227,10 @@ def basin_series(
     length = xp.concat((nothing, xp.cumulative_sum(moves, axis=-1)), axis=-1)
     distance = grounding = None
     if reference is not None:
-        distance = simplex.distance(path, reference)
+        distance = simplex.distance(path, _fixed("reference", reference, path, 1), check=False)
     if anchors is not None:
-        nearest = xp.min(
-            simplex.distance(path[..., None, :], as_array("anchors", anchors)), axis=-1
-        )
+        anchors = _fixed("anchors", anchors, path, 2)
+        nearest = xp.min(simplex.distance(path[..., None, :], anchors, check=False), axis=-1)
         grounding = 1.0 - nearest / math.pi
     overlap = xp.sum(xp.sqrt(before * after), axis=-1)
     return BasinSeries(
@@ -242,6 +241,21 @@ def basin_series(
         grounding,
         _running_mean(xp, overlap, missing, nothing, window),
     )
+
+
+def _fixed(name: str, points: Any, path: Any, ndim: int) -> Any:
+    """Distributions that a whole path is compared with, `(n,)` or `(k, n)`, checked."""
+    points = as_array(name, points)
+    same_namespace(path=path, **{name: points})
+    validate_distribution(points, name)
+    if points.ndim != ndim or points.shape[-1] != path.shape[-1]:
+        raise ValidationError(
+            f"{name} has shape {tuple(points.shape)}; expected {ndim} axes, the last of "
+            f"{path.shape[-1]}",
+            argument=name,
+            shape=tuple(points.shape),
+        )
+    return points
 
 
 def _running_mean(xp: Any, values: Any, missing: Any, nothing: Any, window: int) -> Any:

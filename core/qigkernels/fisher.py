@@ -4,7 +4,7 @@ Structure is declared by type, never made by truncation: setting small entries o
 to 0 makes many indefinite (`docs/geometric-validity.md` shows how many). Every class solves in the
 cost of its structure and is positive definite by construction, which its own factorisation proves.
 
-    Dense · Diagonal · DiagPlusLowRank · BlockDiagonal · Kronecker · SparsePrecision
+    Dense · Diagonal · DiagPlusLowRank · Multinomial · BlockDiagonal · Kronecker · SparsePrecision
 
 These are NumPy and SciPy classes: the structured solvers are SciPy's. Distances and gradients that
 run on other array libraries are in `simplex`, `states` and `batch`.
@@ -22,7 +22,7 @@ from qigkernels._families import (
 )
 from qigkernels._recognise import Recognition, SparseFisherMetric, from_dense
 from qigkernels._sparse import SparsePrecision
-from qigkernels._structures import Dense, Diagonal, DiagPlusLowRank, FisherMatrix
+from qigkernels._structures import Dense, Diagonal, DiagPlusLowRank, FisherMatrix, Multinomial
 
 __all__ = [
     "BlockDiagonal",
@@ -31,6 +31,7 @@ __all__ = [
     "Diagonal",
     "FisherMatrix",
     "Kronecker",
+    "Multinomial",
     "Recognition",
     "SparseFisherMetric",
     "SparsePrecision",

@@ -128,11 +128,11 @@ def phi_mib_samples(X: Any, groups: Groups = None) -> Phi | None:
     layout = _layout(groups, data.shape[1])
     if len(data) < SAMPLES_PER_DIMENSION * sum(map(len, layout)):
         return None
-    centred = data - data.mean(axis=0)
-    if not np.isfinite(centred).all():
+    if not np.isfinite(data).all():
         from qigkernels.validation import check_finite
 
         check_finite("X", data)
+    centred = data - data.mean(axis=0)
     moving = np.ptp(data, axis=0) > 0.0
     kept = tuple(tuple(i for i in group if moving[i]) for group in layout)
     still = [k for k, group in enumerate(kept) if not group]

@@ -166,6 +166,30 @@ def test_cached_matrices_are_those_of_qfi_matrix_and_read_only(random_state):
     assert cache.drift(rho, np.stack((rho, rho))).tolist() == [0.0, 0.0]
 
 
+def test_no_function_writes_into_its_arguments(rng, random_state):
+    P, G = rng.dirichlet(np.ones(6), 5), rng.standard_normal((5, 6))
+    G[2, 0] = math.nan
+    rho = np.stack([random_state(3) for _ in range(4)])
+    drho = (rho[1] - rho[0])[None]
+    codes = np.array([0, 3, -1])
+    given = [P, G, rho, drho, codes]
+    kept = [x.copy() for x in given]
+    for x in given:
+        x.flags.writeable = False
+    update_basins(P, G, 0.1, reference=P)
+    update_basins(P, G, 50.0, chunk_bytes_max=1)
+    basin_series(P, reference=P[0], anchors=P[:2])
+    coherence_drift(rho)
+    fisher_metric_trace(P)
+    breakdown_pct(codes, window=2)
+    cache = CachedQFI()
+    cache.compute_qfi(rho[0], rho[1])
+    cache.compute_matrix(rho[0], drho)
+    cache.drift(rho[0], rho)
+    cache.invalidate(rho[0])
+    assert all(np.array_equal(x, y, equal_nan=True) for x, y in zip(given, kept, strict=True))
+
+
 def test_cache_holds_under_threads(random_state):
     cache = CachedQFI(cache_size=5)
     rho = random_state(3)

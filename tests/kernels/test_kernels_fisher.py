@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import kernels_judge as judge
+import mpmath as mp
 import numpy as np
 import pytest
 import scipy.sparse as sp
@@ -33,6 +35,26 @@ def grid(k):
     return (sp.kron(line, one) + sp.kron(one, line) + 0.1 * sp.eye_array(k * k)).tocsr()
 
 
+def scattered(rng, matrix):
+    order = rng.permutation(matrix.shape[0])
+    return matrix.tocsr()[order][:, order]
+
+
+def expander(rng, n):
+    """Three random neighbours each: no order makes it a band."""
+    rows = np.repeat(np.arange(n), 3)
+    links = sp.coo_array((np.full(3 * n, -0.1), (rows, rng.integers(0, n, 3 * n))), shape=(n, n))
+    return (links + links.T + 3.0 * sp.eye_array(n)).tocsr()
+
+
+def in_pieces(matrix):
+    """The same matrix with every entry in two halves, in no order, and a zero said aloud."""
+    one = sp.coo_array(matrix)
+    data = np.concatenate((0.5 * one.data, 0.5 * one.data, [0.0]))
+    rows, columns = (np.concatenate((x, x, [0])) for x in (one.row, one.col))
+    return sp.coo_array((data, (rows, columns)), shape=one.shape)
+
+
 BUILDERS = {
     "dense": lambda rng: Dense(spd(rng, 6)),
     "diagonal": lambda rng: Diagonal(rng.uniform(0.5, 2.0, 7)),
@@ -49,7 +71,19 @@ BUILDERS = {
     ),
     "chain": lambda rng: SparsePrecision.from_band(np.stack((np.full(12, 2.5), np.full(12, -1.0)))),
     "narrow field": lambda rng: fisher.gaussian_markov_fisher(grid(2)),
-    "wide grid": lambda rng: SparsePrecision(grid(9)),
+    "equal blocks of 20": lambda rng: BlockDiagonal(np.stack([spd(rng, 20) for _ in range(3)])),
+    "band of 3": lambda rng: SparsePrecision.from_band(
+        np.stack((np.full(11, 9.0), *rng.uniform(-1.0, 1.0, (3, 11))))
+    ),
+    "one parameter": lambda rng: SparsePrecision.from_band(np.array([[2.0], [7.0]])),
+    "grid": lambda rng: SparsePrecision(grid(9)),
+    "grid in pieces": lambda rng: SparsePrecision(in_pieces(grid(4))),
+    "scattered chain": lambda rng: SparsePrecision(
+        scattered(rng, sp.diags_array([-1.0, 2.5, -1.0], offsets=[-1, 0, 1], shape=(60, 60)))
+    ),
+    "scattered grid": lambda rng: SparsePrecision(scattered(rng, grid(20))),
+    "expander": lambda rng: SparsePrecision(expander(rng, 400)),
+    "multinomial of two": lambda rng: fisher.multinomial_fisher([0.3, 0.7], 4),
     "gaussian": lambda rng: fisher.gaussian_fisher(spd(rng, 3)),
 }
 
@@ -71,6 +105,45 @@ def test_every_operation_is_that_of_the_dense_matrix(rng, name):
     assert metric.trace() == pytest.approx(full.trace(), rel=1e-13)
     assert metric.norm(v) == pytest.approx(np.sqrt(v @ full @ v), rel=1e-14)
     assert np.count_nonzero(full == 0.0) / full.size == pytest.approx(metric.natural_sparsity)
+
+
+def test_only_what_no_order_makes_narrow_is_solved_by_sparse_lu(rng):
+    assert SparsePrecision(grid(12)).banded
+    assert SparsePrecision(scattered(rng, grid(12))).banded
+    assert not SparsePrecision(expander(rng, 400)).banded
+
+
+def test_structures_keep_copies_of_their_arguments(rng):
+    """Writing into an argument later changes nothing."""
+    full, d, p = spd(rng, 4), rng.uniform(1.0, 2.0, 4), rng.dirichlet(np.full(5, 3.0))
+    band, stack, field = np.array([[2.0] * 4, [0.5] * 4]), np.stack([spd(rng, 2)] * 2), grid(2)
+    columns = rng.standard_normal((4, 1))
+    forms = [
+        Dense(full), Diagonal(d), fisher.multinomial_fisher(p), SparsePrecision.from_band(band),
+        BlockDiagonal(stack), SparsePrecision(field), DiagPlusLowRank(d, columns, d[:1]),
+    ]  # fmt: skip
+    kept = [(form.to_dense(), form.matvec(np.ones(4)), form.solve(np.ones(4))) for form in forms]
+    for argument in (full, d, p, band, stack, field.data, columns):
+        np.multiply(argument, 3.0, out=argument)
+    for form, (dense, product, solution) in zip(forms, kept, strict=True):
+        assert np.array_equal(form.to_dense(), dense)
+        assert np.array_equal(form.matvec(np.ones(4)), product)
+        assert np.array_equal(form.solve(np.ones(4)), solution)
+
+
+def test_multinomial_keeps_its_digits_at_any_probability(rng):
+    """The closed form against 50 digits, where the metric itself reaches 1e300."""
+    for _ in range(20):
+        p = 10.0 ** rng.uniform(-300.0, 0.0, 6)
+        p[-1] = 1.0
+        p /= p.sum()
+        v = rng.standard_normal(5)
+        exact = [mp.mpf(float(x)) for x in p]
+        total = mp.fsum(exact)
+        mean = mp.fsum(a * mp.mpf(float(b)) for a, b in zip(exact[:-1], v, strict=True)) / total
+        for found, a, b in zip(fisher.multinomial_fisher(p).solve(v), exact, v, strict=False):
+            wanted = a * (mp.mpf(float(b)) - mean)
+            assert judge.error(found, wanted) <= 4e-15 * float(abs(wanted) + a)
 
 
 @pytest.mark.parametrize("name", BUILDERS)
@@ -189,30 +262,83 @@ def test_what_is_not_positive_definite_is_refused(build):
         build()
 
 
-@pytest.mark.parametrize(
-    "build",
-    [
-        lambda: Dense(np.array([[1.0, 0.5], [0.4, 1.0]])),
-        lambda: Dense(np.array([[1.0, np.nan], [np.nan, 1.0]])),
-        lambda: Dense(np.ones((2, 3))),
-        lambda: Diagonal(np.ones((2, 2))),
-        lambda: Diagonal([1.0, 2.0]).solve(np.ones(3)),
-        lambda: DiagPlusLowRank([1.0, 1.0], [[1.0]], [1.0]),
-        lambda: BlockDiagonal([]),
-        lambda: BlockDiagonal(np.ones((2, 2, 3))),
-        lambda: SparsePrecision(sp.csr_array(np.array([[1.0, 0.5], [0.4, 1.0]]))),
-        lambda: SparsePrecision(sp.csr_array(np.ones((2, 3)))),
-        lambda: fisher.multinomial_fisher([1.0, 0.0]),
-        lambda: fisher.dirichlet_fisher([1.0, -1.0]),
-        lambda: fisher.kfac_fisher(np.ones((2, 1)), np.ones((3, 1))),
-        lambda: SparseFisherMetric(dim=3).compute(np.eye(2)),
+NAN, INF = float("nan"), float("inf")
+LOPSIDED = np.array([[1.0, 0.5], [0.4, 1.0]])
+BAD = {
+    "asymmetric": (lambda: Dense(LOPSIDED), "matrix", 0.5, (0, 1)),
+    "NaN": (lambda: Dense(np.array([[1.0, NAN], [NAN, 1.0]])), "matrix", NAN, (0, 1)),
+    "infinite": (lambda: Dense(np.array([[1.0, 0.0], [0.0, -INF]])), "matrix", -INF, (1, 1)),
+    "not square": (lambda: Dense(np.ones((2, 3))), "matrix", None, None),
+    "empty": (lambda: Dense(np.ones((0, 0))), "matrix", None, None),
+    "integers": (lambda: Dense(np.eye(2, dtype=int)), "matrix", "int64", None),
+    "complex": (lambda: Dense(np.eye(2, dtype=complex)), "matrix", "complex128", None),
+    "two axes": (lambda: Diagonal(np.ones((2, 2))), "diagonal", None, None),
+    "infinite diagonal": (lambda: Diagonal([1.0, INF]), "diagonal", INF, (1,)),
+    "long vector": (lambda: Diagonal([1.0, 2.0]).solve(np.ones(3)), "v", None, None),
+    "no vector": (lambda: Diagonal([1.0, 2.0]).solve(np.ones((2, 0))), "v", None, None),
+    "NaN vector": (lambda: Diagonal([1.0, 2.0]).matvec([1.0, NAN]), "v", NAN, (1,)),
+    "whole numbers": (lambda: Diagonal([1.0, 2.0]).norm([1, 2]), "v", "int64", None),
+    "norms": (lambda: Diagonal([1.0, 2.0]).norm(np.eye(2)), "v", None, None),
+    "columns": (lambda: DiagPlusLowRank([1.0, 1.0], [[1.0]], [1.0]), "columns", None, None),
+    "scales": (lambda: DiagPlusLowRank([1.0], [[1.0]], [NAN]), "scales", NAN, (0,)),
+    "no block": (lambda: BlockDiagonal([]), "blocks", None, None),
+    "blocks not square": (lambda: BlockDiagonal(np.ones((2, 2, 3))), "blocks", None, None),
+    "blocks asymmetric": (
+        lambda: BlockDiagonal(np.stack((np.eye(2), LOPSIDED))), "blocks", 0.5, (1, 0, 1),
+    ),
+    "one block": (lambda: BlockDiagonal(np.eye(2)), "blocks", None, None),
+    "sparse asymmetric": (lambda: SparsePrecision(sp.csr_array(LOPSIDED)), "matrix", 0.4, (1, 0)),
+    "sparse not square": (lambda: SparsePrecision(sp.csr_array((2, 3))), "matrix", None, None),
+    "sparse nothing": (lambda: SparsePrecision(sp.csr_array((3, 3))), "matrix", None, None),
+    "sparse integers": (
+        lambda: SparsePrecision(sp.eye_array(2, dtype=int).tocsr()), "matrix", "int64", None,
+    ),
+    "sparse NaN": (
+        lambda: SparsePrecision(sp.csr_array(np.array([[1.0, 0.0], [0.0, NAN]]))),
+        "matrix", NAN, (1, 1),
+    ),
+    "band of one axis": (lambda: SparsePrecision.from_band(np.ones(3)), "band", None, None),
+    "band": (lambda: SparsePrecision.from_band([[1.0, NAN], [0.0, 0.0]]), "band", NAN, (0, 1)),
+    "zero": (lambda: fisher.multinomial_fisher([1.0, 0.0]), "p", 0.0, (1,)),
+    "negative": (lambda: fisher.multinomial_fisher([1.5, -0.5]), "p", -0.5, (1,)),
+    "sum": (lambda: fisher.multinomial_fisher([0.5, 0.25]), "p", 0.75, ()),
+    "no distribution": (lambda: fisher.multinomial_fisher([NAN, 1.0]), "p", NAN, (0,)),
+    "trials": (lambda: fisher.multinomial_fisher([0.5, 0.5], 0), "trials", 0, None),
+    "alpha": (lambda: fisher.dirichlet_fisher([1.0, -1.0]), "alpha", -1.0, (1,)),
+    "samples": (lambda: fisher.kfac_fisher(np.ones((2, 1)), np.ones((3, 1))),
+                "gradients", None, None),
+    "damping": (lambda: fisher.kfac_fisher(np.ones((2, 1)), np.ones((2, 1)), -1.0),
+                "damping", -1.0, None),
+    "dimension": (lambda: SparseFisherMetric(dim=3).compute(np.eye(2)), "state", 2, None),
+    "far end": (
         lambda: SparseFisherMetric(dim=2).geodesic_distance(np.ones(2), np.ones(3), np.eye(2)),
-    ],
-)
-def test_bad_arguments_are_refused_by_name(build):
+        "b", None, None,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_arguments_are_refused_with_name_value_and_place(name):
+    call, argument, value, index = BAD[name]
     with pytest.raises(ValidationError) as caught:
-        build()
-    assert caught.value.argument
+        call()
+    error = caught.value
+    assert error.argument == argument
+    if value is not None:
+        # repr, so that NaN is NaN.
+        assert repr(error.value) == repr(value) or str(error.value) == value
+    if index is not None:
+        assert error.index == index
+
+
+def test_an_asymmetric_field_is_refused_in_every_form(rng):
+    for field in (grid(9), scattered(rng, grid(20)), expander(rng, 400)):
+        lopsided = field.copy()
+        lopsided.data[np.flatnonzero(lopsided.data < 0.0)[7]] *= 1.5
+        with pytest.raises(ValidationError, match="not symmetric") as caught:
+            SparsePrecision(lopsided)
+        i, j = caught.value.index
+        assert abs(lopsided[i, j] - lopsided[j, i]) > 0.01
 
 
 def test_sparse_fisher_metric_counts_what_it_did(rng):
@@ -226,7 +352,7 @@ def test_sparse_fisher_metric_counts_what_it_did(rng):
     assert isinstance(p, DiagPlusLowRank)
     stats = metric.get_stats()
     assert stats["total_computes"] == 3
-    assert stats["representations"] == {"Dense": 1, "Diagonal": 1, "DiagPlusLowRank": 1}
+    assert stats["representations"] == {"Dense": 1, "Diagonal": 1, "Multinomial": 1}
     assert (stats["natural_sparse"], stats["dense"]) == (2, 1)
     assert stats["validation_failures"] == 0
     assert stats["avg_natural_sparsity"] == pytest.approx((1 - 1 / 8) / 3)

@@ -49,6 +49,44 @@ def test_qfi_keeps_its_digits_where_the_smallest_eigenvalue_is_1e_12(rng, random
             assert relative_error(found, judge.qfi(rho, d[None])) <= 1e-14
 
 
+QFI_SPECTRA = {
+    "Hilbert-Schmidt": lambda rng, n: None,
+    "spiked to 1e-12": lambda rng, n: 10.0 ** rng.uniform(-12.0, 0.0, n),
+    "nearly equal": lambda rng, n: 1.0 + 1e-9 * rng.standard_normal(n),
+    "two clusters": lambda rng, n: np.where(np.arange(n) < n // 2, 1.0, 1e-7),
+    "pure": lambda rng, n: np.eye(n)[0],
+    "half rank": lambda rng, n: (np.arange(n) < max(1, n // 2)) * rng.uniform(0.1, 1.0, n),
+}
+
+
+def check_qfi(rng, n, kind, real):
+    rho = judge.make_state(rng, n, spectrum=QFI_SPECTRA[kind](rng, n), real=real)
+    H = rng.standard_normal((n, n)) if real else hermitian(rng, n)
+    d = rotation(rho, 1j * (H - H.T)).real if real else rotation(rho, H)
+    other = judge.make_state(rng, n, real=real) - rho
+    # Out of its support a state moves at an infinite rate: there only rotations are asked for.
+    whole = kind not in {"pure", "half rank"}
+    drho = np.stack([d, other - np.eye(n) * np.trace(other) / n]) if whole else d[None]
+    assert relative_error(states.qfi_matrix(rho, drho), judge.qfi(rho, drho)) <= 1e-14
+
+
+@pytest.mark.parametrize("real", [False, True], ids=["complex", "real"])
+@pytest.mark.parametrize("kind", QFI_SPECTRA)
+@pytest.mark.parametrize("n", [2, 3, 4, 8])
+def test_qfi_of_every_kind_of_state(rng, n, kind, real):
+    for _ in range(2):
+        check_qfi(rng, n, kind, real)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("real", [False, True], ids=["complex", "real"])
+@pytest.mark.parametrize("kind", QFI_SPECTRA)
+@pytest.mark.parametrize("n", [2, 4, 8, 16])
+def test_qfi_of_every_kind_of_state_in_full(rng, n, kind, real):
+    for _ in range(2 if n == 16 else 20):
+        check_qfi(rng, n, kind, real)
+
+
 @pytest.mark.parametrize("n", [3, 6])
 def test_qfi_of_low_rank_states_drops_the_null_space_only(rng, random_state, n):
     rho = random_state(n, spectrum=(np.arange(n) < n // 2 + 1).astype(float))

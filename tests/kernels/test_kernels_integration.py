@@ -128,6 +128,23 @@ def test_elimination_and_cholesky_score_every_cut_alike(rng):
         assert np.abs(one - two).max() <= 1e-12
 
 
+def test_no_function_writes_into_its_arguments(rng, random_state):
+    small, large, X = covariance(rng, 4), covariance(rng, 14), rng.standard_normal((90, 4))
+    rho = random_state(8)
+    given = [small, large, X, rho]
+    kept = [x.copy() for x in given]
+    for x in given:
+        x.flags.writeable = False
+    for cov in (small, large):
+        phi_mib(cov)
+        total_correlation(cov)
+    phi_mib(large, [[0, 3], [1, 2], *[[k] for k in range(4, 14)]])
+    phi_mib_samples(X, [[0, 1], [2, 3]])
+    phi_quantum(rho, [2, 2, 2])
+    phi_geometric(small, small, small, [[0, 1], [2, 3]])
+    assert all(np.array_equal(x, y) for x, y in zip(given, kept, strict=True))
+
+
 def test_chunks_of_cuts_change_nothing(rng):
     cov = covariance(rng, 12)
     whole = integration._by_cholesky(cov, (2,) * 6)

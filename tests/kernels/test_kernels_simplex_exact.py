@@ -57,6 +57,38 @@ def test_extended_overlap_of_long_double_and_of_float64_pairs_agree(rng):
         assert float(abs(mp.mpf(float(head)) + mp.mpf(float(tail)) - wanted)) <= 1e-22
 
 
+def spiked(rng, n, low):
+    """Probabilities of every size from 1 down to 10^low, some of them 0."""
+    p = 10.0 ** rng.uniform(low, 0.0, n) * (rng.random(n) < 0.9)
+    p[int(rng.integers(n))] = 1.0
+    return p / p.sum()
+
+
+def check_spiked(rng, n, low):
+    p, q = spiked(rng, n, low), spiked(rng, n, low)
+    near = p * np.exp(10.0 ** rng.uniform(-13.0, -1.0) * rng.standard_normal(n))
+    for other in (q, near / near.sum(), p[rng.permutation(n)]):
+        wanted = judge.fisher_rao(p, other)
+        for found in (simplex.distance(p, other), simplex.distance(p[None], other[None])[0]):
+            assert judge.error(found, wanted) <= 4e-16
+            assert wanted < 1e-12 or judge.error(found, wanted) <= 5e-15 * wanted
+
+
+@pytest.mark.parametrize("low", [-3.0, -15.0, -300.0])
+@pytest.mark.parametrize("n", [2, 3, 4, 8, 16, 64])
+def test_distance_of_probabilities_of_every_size(rng, n, low):
+    for _ in range(10):
+        check_spiked(rng, n, low)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("low", [-3.0, -15.0, -300.0])
+@pytest.mark.parametrize("n", [2, 3, 4, 8, 16, 64])
+def test_distance_of_probabilities_of_every_size_in_full(rng, n, low):
+    for _ in range(1000):
+        check_spiked(rng, n, low)
+
+
 @pytest.mark.parametrize("tiny", [1e-300, 1e-310, 5e-324])
 def test_probabilities_down_to_subnormal_numbers_are_measured_right(tiny):
     rest = np.array([0.25, 0.75])
@@ -118,6 +150,15 @@ def test_frechet_mean_is_within_1e_14_of_the_definition(rng, k, n, concentration
     for weights in (None, w):
         found = simplex.frechet_mean(P, weights)
         wanted = judge.frechet_mean(P, weights)
+        assert max(judge.error(a, b) for a, b in zip(found, wanted, strict=True)) <= 1e-14
+
+
+@pytest.mark.parametrize("low", [-15.0, -300.0])
+@pytest.mark.parametrize("n", [2, 4, 8])
+def test_frechet_mean_of_probabilities_of_every_size(rng, n, low):
+    for _ in range(3):
+        P = np.stack([spiked(rng, n, low) for _ in range(4)])
+        found, wanted = simplex.frechet_mean(P), judge.frechet_mean(P)
         assert max(judge.error(a, b) for a, b in zip(found, wanted, strict=True)) <= 1e-14
 
 
