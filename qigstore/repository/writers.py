@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from uuid import UUID
 
-from sqlalchemy import Connection, Integer, bindparam, select, text, update
+from sqlalchemy import Connection, Integer, bindparam, exc, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 
 from qigstore.database.schema import attempt as attempts
@@ -19,16 +19,19 @@ if TYPE_CHECKING:
 __all__ = ["WriterState", "Writers"]
 
 _INT4_MAX = 2**31 - 1
-# Those who end a holder take turns, so that none of them is taken for one.
-_TURN = text("SELECT pg_advisory_xact_lock(hashtextextended(:writer, 0))")
-# A transaction whose process is stopped, or whose connection is gone and the server does not know
-# it yet, would keep the fence's row locked until some TCP limit ends it: hours.
+_LOCK_NOT_AVAILABLE = "55P03"
+_LOCK = text("""
+SELECT id FROM qigstore.writer
+WHERE id = :writer AND (epoch = :epoch OR :epoch IS NULL) FOR NO KEY UPDATE
+""").bindparams(bindparam("epoch", type_=Integer))
+# Only one that has said nothing for a while: not another that has just got the same row.
 _END_HOLDER = text("""
 SELECT pg_terminate_backend(held.pid) FROM qigstore.writer w
 JOIN pg_locks held ON held.locktype = 'transactionid' AND held.granted
     AND held.transactionid = w.xmax
 JOIN pg_stat_activity holder ON holder.pid = held.pid AND holder.usename = current_user
-WHERE w.id = :writer AND (w.epoch = :epoch OR :epoch IS NULL) AND held.pid <> pg_backend_pid()
+WHERE w.id = :writer AND (w.epoch = :epoch OR :epoch IS NULL)
+    AND holder.state_change < clock_timestamp() - interval '400 ms'
 """).bindparams(bindparam("epoch", type_=Integer))
 
 
@@ -126,9 +129,20 @@ class Writers:
 
 
 def _end_holder(connection: Connection, writer_id: UUID, epoch: int | None) -> None:
-    """End the transaction that has the fence's row locked; `epoch`: only while that one holds."""
-    connection.execute(_TURN, {"writer": str(writer_id)})
-    connection.execute(_END_HOLDER, {"writer": writer_id, "epoch": epoch})
+    """See that no silent transaction keeps the fence's row; `epoch`: only while that one holds.
+
+    One whose process stands still, or whose connection is gone and the server does not know it
+    yet, would keep it until some TCP limit ends it: hours.
+    """
+    fence = {"writer": writer_id, "epoch": epoch}
+    try:
+        with connection.begin_nested():
+            connection.execute(text("SET LOCAL lock_timeout = '500ms'"))
+            connection.execute(_LOCK, fence)
+    except exc.OperationalError as error:
+        if getattr(error.orig, "sqlstate", None) != _LOCK_NOT_AVAILABLE:
+            raise
+        connection.execute(_END_HOLDER, fence)
 
 
 def _state(connection: Connection, writer_id: UUID) -> WriterState:

@@ -20,6 +20,7 @@ from collections import Counter
 from typing import Any
 
 import qigstore
+from qigstore.repository import open_store
 
 LIMIT_S = 60.0
 FOREIGN = -1.0
@@ -51,8 +52,7 @@ def fork_and_leave(way: str) -> int:
         meddle()
         if way == "close":
             assert run is not None
-            assert run._rooms is not None
-            run._rooms.writer.close(1)
+            run.close()
         status = 0
     finally:
         if way == "exit" and threading.current_thread() is threading.main_thread():
@@ -123,9 +123,8 @@ def main(count: int, seed: int, dsn: str) -> None:
         parent(count // 2, seed + 1, told, over[0])
         for thread in threads:
             thread.join()
-        assert run._rooms is not None
-        store, claim = run._rooms.store, run._rooms.claim
-        (attempt,) = store.sessions.attempts(claim.session.id)
+        with open_store(dsn=dsn) as store:
+            (attempt,) = store.sessions.attempts(store.sessions.get("forks").id)
     print(json.dumps({"children": told, "steps": steps, "status": attempt.status}))
 
 

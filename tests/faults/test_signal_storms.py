@@ -57,6 +57,7 @@ def storm(count: int, rng: random.Random) -> None:
                 process.terminate()
             for process in group:
                 assert finish(process) == (-signal.SIGTERM, "saved True\n", "")
+    print(f"{count} processes, one SIGTERM each: 0 hangs, {count} true statuses")
 
 
 def test_100_sigterms_at_random_moments_never_hang_and_show_their_status(

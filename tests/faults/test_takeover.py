@@ -111,10 +111,10 @@ def rounds(count: int, folder: Path, dsn: str, rng: random.Random) -> None:
     assert kept > count, "the process was stopped too early to mean anything"
 
 
-def test_twenty_take_overs_let_no_stale_row_through(
+def test_fifteen_take_overs_let_no_stale_row_through(
     tmp_path: Path, home: Path, dsn: str, rng: random.Random
 ) -> None:
-    rounds(20, tmp_path, dsn, rng)
+    rounds(15, tmp_path, dsn, rng)
 
 
 @pytest.mark.long
