@@ -28,6 +28,7 @@ from qigkernels._geodesics import exp, geodesic, inner, log, norm, path_curvatur
 from qigkernels._roots import check_broadcast, difference, last_norm, two_points
 from qigkernels.validation import (
     SUM_TOLERANCE,
+    check_finite,
     check_last_axes,
     explain_distribution,
     validate_distribution,
@@ -54,6 +55,8 @@ __all__ = [
 
 _TINY = tiny(np.empty(0))
 _ONES: dict[int, Any] = {}
+_PI_REST = 1.2246467991473532e-16
+"""π without its first 53 bits."""
 _FAR = math.cos(0.25)
 """Overlap of two points a distance of ½ apart."""
 _NEAR_TABLE = 2.0 * math.acos(1.0 - 1e-4)
@@ -172,7 +175,10 @@ def _far(xp: Any, p: Any, q: Any) -> Any:
     head, tail = overlap(xp, p, q)
     # Only rows that are near, and are not taken from here, can have an overlap of 1.
     slope = xp.sqrt(xp.clip((1.0 - head) * (1.0 + head), 1e-3, 1.0))
-    return 2.0 * (xp.acos(xp.clip(head, 0.0, 1.0)) - tail / slope)
+    head, tail = xp.clip(head, 0.0, 1.0), tail / slope
+    # The smaller of the two angles has the smaller rounding.
+    small = math.pi - (2.0 * (xp.asin(head) + tail) - _PI_REST)
+    return xp.where(head < 0.5, small, 2.0 * (xp.acos(head) - tail))
 
 
 def roots(p: Any, *, check: bool = True) -> Any:
@@ -205,7 +211,9 @@ def distance_from_roots(u: Any, v: Any) -> Any:
     """
     u, v = as_array("u", u), as_array("v", v)
     xp = same_namespace(u=u, v=v)
-    check_last_axes("u", u, 1)
+    for name, root in (("u", u), ("v", v)):
+        check_last_axes(name, root, 1)
+        check_finite(name, root)
     check_broadcast(u, v, "v")
     gap, total = u - v, u + v
     return 4.0 * xp.atan2(
@@ -302,8 +310,6 @@ def to_simplex(x: Any, how: str) -> Any:
     >>> to_simplex(np.array([1.0, 3.0]), how="counts").tolist()
     [0.25, 0.75]
     """
-    from qigkernels.validation import check_finite
-
     x = as_array("x", x)
     xp = same_namespace(x=x)
     check_last_axes("x", x, 1)

@@ -100,6 +100,8 @@ ARRAYS = {
     "inner v": ("v", lambda x: simplex.inner(P, x, V), V),
     "inner w": ("w", lambda x: simplex.inner(P, V, x), V),
     "norm v": ("v", lambda x: simplex.norm(P, x), V),
+    "distance_from_roots u": ("u", lambda x: simplex.distance_from_roots(x, P), P),
+    "distance_from_roots v": ("v", lambda x: simplex.distance_from_roots(P, x), P),
     "natural_gradient g": ("g", lambda x: simplex.natural_gradient(P, x), V),
     "frechet_mean weights": ("weights", lambda x: simplex.frechet_mean(ROWS, x), P),
     "bures_mean weights": (
