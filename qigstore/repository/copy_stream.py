@@ -5,6 +5,9 @@ training thread gives it up only every 5 ms. psycopg waits as often as the socke
 several times a megabyte; with that most of a batch's time is waiting for the lock. On a local
 socket each block is therefore one blocking call, during which the lock is free. Elsewhere libpq
 sends, as it may have to encrypt.
+
+Nothing is read from the server meanwhile. One that takes no byte for `_STUCK_S` is given up: it
+hangs, or waits itself for somebody to read thousands of notices (of a trigger that is not ours).
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ __all__ = ["copy_in"]
 
 _LOCAL = getattr(socket, "AF_UNIX", None)
 _SMALL_BYTES = 1 << 18
+_STUCK_S = 30
 
 
 def copy_in(
@@ -41,15 +45,19 @@ def copy_in(
         psycopg.Error: the server refuses them, or is gone.
     """
     statement = f"COPY qigstore.{table} ({', '.join(columns)}) FROM STDIN (FORMAT BINARY)"
-    writer = _LocalWriter(cursor) if _is_local(cursor.connection) else None
+    writer = _LocalWriter(cursor) if _local(cursor.connection) else None
     with cursor.copy(statement, writer=writer) as copy:
         for block in wire.stream(parts):
             copy.write(block)
 
 
-def _is_local(connection: psycopg.Connection[Any]) -> bool:
+def _local(connection: psycopg.Connection[Any]) -> bool:
+    """Whether its socket is a local one; it then has a limit on waiting."""
     with socket.socket(fileno=os.dup(connection.pgconn.socket)) as same:
-        return same.family == _LOCAL
+        if same.family != _LOCAL:
+            return False
+        same.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", _STUCK_S, 0))
+        return True
 
 
 class _LocalWriter(LibpqWriter):

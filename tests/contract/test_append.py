@@ -18,7 +18,7 @@ from senders import Sender, column, rows
 
 from qigstore.errors import InvalidInput, NotFound, StaleWriter, StoreUnavailable
 from qigstore.records import STANDARD_METRICS
-from qigstore.repository import AppendResult, Store
+from qigstore.repository import AppendResult, Store, copy_stream
 
 pytest_plugins = ["ways"]
 
@@ -98,11 +98,14 @@ def test_lost_records_are_settled_without_rows(any_store: Store) -> None:
         ("RAISE check_violation", CheckViolation),
     ],
 )
+@pytest.mark.parametrize("sends", ["we", "libpq"])
 def test_a_server_that_breaks_off_amid_a_long_copy_has_stored_nothing_and_takes_it_again(
-    any_store: Store, harm: str, error: type[Exception]
+    store: Store, harm: str, error: type[Exception], sends: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sender, count = Sender(any_store), 20_000
-    with any_store.database.raw() as connection:
+    if sends == "libpq":  # as it does over TCP
+        monkeypatch.setattr(copy_stream, "_local", lambda _: False)
+    sender, count = Sender(store), 20_000
+    with store.database.raw() as connection:
         connection.execute(
             "CREATE FUNCTION harm() RETURNS trigger LANGUAGE plpgsql AS "
             f"$$ BEGIN IF NEW.step = 15000 THEN {harm}; END IF; RETURN NEW; END $$"
@@ -114,9 +117,9 @@ def test_a_server_that_breaks_off_amid_a_long_copy_has_stored_nothing_and_takes_
     values = {"loss": [1.0] * count, "mine": [2.0] * count}
     with pytest.raises(error):
         sender.send(range(count), values)
-    assert any_store.writers.state(sender.writer).acked_seq == 0
+    assert store.writers.state(sender.writer).acked_seq == 0
     assert sender.read() == []
-    with any_store.database.raw() as connection:
+    with store.database.raw() as connection:
         connection.execute("DROP TRIGGER harm ON qigstore.telemetry")
     assert sender.send(range(count), values) == AppendResult(count, 0)
     assert len(sender.read()) == count

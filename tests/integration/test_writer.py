@@ -254,6 +254,26 @@ def test_a_long_outage_costs_bounded_memory_and_so_does_catching_up(line: Line) 
     assert peak - before <= 32
 
 
+def test_lag_is_the_age_of_the_oldest_waiting_row_even_when_there_is_always_one(line: Line) -> None:
+    asked, too_old = [monotonic()], []
+
+    def one_more(call: int) -> None:
+        if call < 30:
+            line.recorder.record(call, {"loss": 1.0})
+            # Rows of the batch before the last are stored, so that none waits since before it.
+            if call > 2 and writer.health.lag_s > monotonic() - asked[-2]:
+                too_old.append(call)
+            asked.append(monotonic())
+
+    writer = line.writer(Faulty(line.store, one_more, lambda _: None))
+    line.recorder.record(0, {"loss": 1.0})
+    while line.spool.seq < 30:
+        sleep(0.01)
+    writer.flush(30)
+    assert len(line.stored()) == 30
+    assert too_old == []
+
+
 def test_close_without_a_database_keeps_the_rows_for_the_next_process(line: Line) -> None:
     def gone(_: int) -> None:
         raise StoreUnavailable("nowhere", "gone")

@@ -213,8 +213,10 @@ class SpoolReader:
         """The next rows, at most about `rows_max` and a few MB; None where there are none (yet)."""
         groups: list[Rows] = []
         count, size, first = 0, 0, self._seq + 1
+        # Once: a thread that records without end hardly ever lets go of what this asks for.
+        spans = self._source.spans()
         while count < rows_max and size < _TAKE_BYTES:
-            piece = self._next_piece(rows_max - count)
+            piece = self._next_piece(spans, rows_max - count)
             if piece is None:
                 break
             size += sum(rows.values.nbytes for rows in piece)
@@ -226,9 +228,11 @@ class SpoolReader:
             self._seq = max([self._seq, *(int(rows.seq[-1]) for rows in groups)])
         return Take(first, self._seq, tuple(groups)) if count else None
 
-    def _next_piece(self, rows_max: int) -> list[Rows] | None:
+    def _next_piece(
+        self, known: Iterable[tuple[int, int, int]], rows_max: int
+    ) -> list[Rows] | None:
         """Rows of the next piece of a segment; empty where it had none, None at the end."""
-        spans = [span for span in self._source.spans() if span[0] >= self._number]
+        spans = [span for span in known if span[0] >= self._number]
         if not spans:
             return None
         number, _, end = spans[0]
