@@ -176,9 +176,12 @@ def _far(xp: Any, p: Any, q: Any) -> Any:
     # Only rows that are near, and are not taken from here, can have an overlap of 1.
     slope = xp.sqrt(xp.clip((1.0 - head) * (1.0 + head), 1e-3, 1.0))
     head, tail = xp.clip(head, 0.0, 1.0), tail / slope
-    # The smaller of the two angles has the smaller rounding.
-    small = math.pi - (2.0 * (xp.asin(head) + tail) - _PI_REST)
-    return xp.where(head < 0.5, small, 2.0 * (xp.acos(head) - tail))
+    # Of two angles the smaller has the smaller rounding; a Newton step takes off the function's own.
+    rest = xp.asin(head)
+    more = tail + (head - xp.sin(rest)) / xp.cos(xp.clip(rest, 0.0, 1.0))
+    beyond = math.pi - 2.0 * rest
+    beyond = beyond + ((math.pi - beyond) - 2.0 * rest + (_PI_REST - 2.0 * more))
+    return xp.where(head < 0.55, beyond, 2.0 * (xp.acos(head) - tail))
 
 
 def roots(p: Any, *, check: bool = True) -> Any:
