@@ -176,7 +176,7 @@ def _far(xp: Any, p: Any, q: Any) -> Any:
     # Only rows that are near, and are not taken from here, can have an overlap of 1.
     slope = xp.sqrt(xp.clip((1.0 - head) * (1.0 + head), 1e-3, 1.0))
     head, tail = xp.clip(head, 0.0, 1.0), tail / slope
-    # Of two angles the smaller has the smaller rounding; a Newton step takes off the function's own.
+    # The smaller of two angles has the smaller rounding; a Newton step takes off asin's own.
     rest = xp.asin(head)
     more = tail + (head - xp.sin(rest)) / xp.cos(xp.clip(rest, 0.0, 1.0))
     beyond = math.pi - 2.0 * rest
