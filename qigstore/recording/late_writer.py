@@ -10,6 +10,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from qigstore.errors import NotStored, QigstoreError
+from qigstore.recording.disk_keeper import DiskKeeper
 from qigstore.recording.writer import Health, Writer
 
 if TYPE_CHECKING:
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
 __all__ = ["LateWriter"]
 
 _log = logging.getLogger("qigstore")
-_SYNC_INTERVAL_S, _PREPARE_INTERVAL_S = 0.5, 0.1
-"""Half of what is promised (1 s), as for `Writer`."""
 _BACK_OFF_S = (0.5, 30.0)
 _JOIN_S = 0.2
 
@@ -41,7 +40,7 @@ class LateWriter:
         self._closed = False
         self._stop = threading.Event()
         self._news = threading.Condition()
-        self._disk = threading.Thread(target=self._keep_disk, name="qigstore-disk", daemon=True)
+        self._disk = DiskKeeper(spool)
         self._link = threading.Thread(target=self._keep_trying, name="qigstore-link", daemon=True)
 
     def start(self) -> None:
@@ -49,21 +48,6 @@ class LateWriter:
         self._disk.start()
         if self._connect is not None:
             self._link.start()
-
-    def _keep_disk(self) -> None:
-        due, failing = 0.0, False
-        while not self._stop.wait(_PREPARE_INTERVAL_S) and self._writer is None:
-            self._spool.prepare()
-            if monotonic() < due:
-                continue
-            due = monotonic() + _SYNC_INTERVAL_S
-            try:
-                self._spool.sync()
-                failing = False
-            except OSError as error:
-                if not failing:
-                    _log.warning("recorded rows are not durable: %s", error)
-                failing = True
 
     def _keep_trying(self) -> None:
         assert self._connect is not None
@@ -86,7 +70,8 @@ class LateWriter:
     def _hand_over(self, writer: Writer) -> None:
         with self._news:
             if not self._closed:
-                writer.start()
+                writer.start()  # with a disk keeper of its own
+                self._disk.stop()
                 self._writer = writer
             self._news.notify_all()
 
@@ -130,9 +115,10 @@ class LateWriter:
                 self._closed = True
                 self._news.notify_all()
             self._stop.set()
-            for thread in (self._disk, self._link):
-                if thread.is_alive():
-                    thread.join(_JOIN_S)
+            self._disk.stop()
+            self._disk.join(_JOIN_S)
+            if self._link.is_alive():
+                self._link.join(_JOIN_S)
             if self._writer is not None:
                 self._writer.close(max(end - monotonic(), _JOIN_S))
             else:

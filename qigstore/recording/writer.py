@@ -12,6 +12,7 @@ from time import monotonic, sleep
 from typing import TYPE_CHECKING
 
 from qigstore.errors import NotStored, QigstoreError, StaleWriter
+from qigstore.recording.disk_keeper import DiskKeeper
 from qigstore.recording.shipper import Shipper, Target
 from qigstore.recording.spool.quarantine import Quarantine
 from qigstore.recording.spool.reader import SpoolReader
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
 __all__ = ["Health", "Writer"]
 
 _log = logging.getLogger("qigstore")
-_SYNC_INTERVAL_S = 0.5
-"""Half of what is promised (1 s), so that a slow fsync still keeps it."""
 _BACK_OFF_S = (0.05, 5.0)
 _EXIT_TIMEOUT_S = 5.0
 _JOIN_S = 0.2
@@ -109,17 +108,14 @@ class Writer:
         self._stale = False
         self._stopping = self._closed = False
         self._wake = threading.Event()
-        self._stop_disk = threading.Event()
         self._news = threading.Condition()
-        self._threads = [
-            threading.Thread(target=self._run, name="qigstore-writer", daemon=True),
-            threading.Thread(target=self._keep_disk, name="qigstore-disk", daemon=True),
-        ]
+        self._thread = threading.Thread(target=self._run, name="qigstore-writer", daemon=True)
+        self._disk = DiskKeeper(spool)
 
     def start(self) -> None:
         """Begin."""
-        for thread in self._threads:
-            thread.start()
+        self._thread.start()
+        self._disk.start()
         atexit.register(self._leave)
 
     # -- the thread that talks to the database ---------------------------------------------------
@@ -184,23 +180,6 @@ class Writer:
         except Exception as error:
             self._tell(error)
 
-    # -- the thread that talks to the disk --------------------------------------------------------
-
-    def _keep_disk(self) -> None:
-        due, failing = 0.0, False
-        while not self._stop_disk.wait(min(self._flush_interval_s, _SYNC_INTERVAL_S)):
-            self._spool.prepare()
-            if monotonic() < due:
-                continue
-            due = monotonic() + _SYNC_INTERVAL_S
-            try:
-                self._spool.sync()
-                failing = False
-            except OSError as error:
-                if not failing:
-                    _log.warning("recorded rows are not durable: %s", error)
-                failing = True
-
     # -- barriers -----------------------------------------------------------------------------
 
     def flush(self, timeout_s: float = 30.0, *, durable: bool = False) -> None:
@@ -222,7 +201,7 @@ class Writer:
         with self._news:
             while self._shipper.acked < target:
                 left = deadline - monotonic()
-                if left <= 0 or self._stale or not self._threads[0].is_alive():
+                if left <= 0 or self._stale or not self._thread.is_alive():
                     raise self._not_stored(target, timeout_s)
                 self._news.wait(left)
 
@@ -244,12 +223,12 @@ class Writer:
         finally:
             self._stopping = True
             self._wake.set()
-            self._stop_disk.set()
+            self._disk.stop()
             # A thread that hangs in a call to the database is left to itself: whatever it still
             # commits, the fence keeps it from being stored a second time.
-            for thread in self._threads:
-                thread.join(max(deadline - monotonic(), _JOIN_S))
-                self._closed = True
+            self._thread.join(max(deadline - monotonic(), _JOIN_S))
+            self._closed = True
+            self._disk.join(max(deadline - monotonic(), _JOIN_S))
             atexit.unregister(self._leave)
             if self._shipper.acked >= self._spool.seq:
                 self._spool.remove()

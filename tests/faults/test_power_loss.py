@@ -24,7 +24,9 @@ from forgetful_disk import ForgetfulDisk, PowerLoss, restore
 from line import identity
 
 from qigstore.errors import NotStored
+from qigstore.recording import disk_keeper
 from qigstore.recording import writer as writer_module
+from qigstore.recording.disk_keeper import DiskKeeper
 from qigstore.recording.event_log import EventLog
 from qigstore.recording.spool import Spool
 from qigstore.recording.spool.leftover import LeftOver, spool_folders
@@ -58,15 +60,15 @@ class History:
         self.spool: Spool | None = None
         self.disk = ForgetfulDisk(base, rng, self.around_sync)
         self.disk.install(patch)
-        patch.setattr(writer_module, "monotonic", lambda: self.now)
+        for module in (writer_module, disk_keeper):
+            patch.setattr(module, "monotonic", lambda: self.now)
 
     def live(self) -> None:
         """Record until the power goes."""
         self.spool = Spool.create(self.root, self.told, segment_bytes=1 << 13)
         writer = Writer(None, self.spool, session_id=1, attempt=1, epoch=1)  # type: ignore[arg-type]
-        writer._stop_disk = self  # type: ignore[assignment]
         self.writer = writer
-        writer._keep_disk()
+        DiskKeeper(self.spool, self).run()  # type: ignore[arg-type]
 
     def wait(self, timeout_s: float) -> bool:
         """The loop's pause: training goes on meanwhile."""
