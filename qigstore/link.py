@@ -112,6 +112,10 @@ class Link:
         """Say that the attempt lives."""
         self.needed().sessions.heartbeat(self.attempt.id)
 
+    def asked_to_stop(self) -> Event | None:
+        """The request to stop that somebody left for the attempt, if any."""
+        return self.needed().stops.heard(self.attempt.id)
+
     # -- events -------------------------------------------------------------------------------
 
     def write_event(self, event: Event) -> object:
@@ -163,6 +167,17 @@ class Link:
             write_notes(self.spool.folder, notes)
         except OSError as error:
             _log.warning("%s takes no notes: %s", self.spool.folder, error)
+
+    def answer(self, event: Event, checkpoint: UUID | None) -> None:
+        """Note what became of the event that stopped the attempt."""
+        code = self._notes.exit_status
+        saved = "no checkpoint" if checkpoint is None else f"checkpoint {checkpoint}"
+        result = f"{self._notes.status}, exit status {code}, {saved}"
+        if self.store is not None:
+            self.store.events.resolve(event.id, result, checkpoint_id=checkpoint)
+            return
+        detail, now = {**event.detail, "result": result}, datetime.now(UTC)
+        self.write_event(replace(event, detail=detail, checkpoint_id=checkpoint, resolved_at=now))
 
     def end(self) -> None:
         """Tell the database what is noted of the attempt; nothing where it never knew it."""

@@ -37,6 +37,7 @@ from qigstore.recovery import Policy, recover
 from qigstore.repository import Store
 from qigstore.safety.detectors import Alarm
 from qigstore.safety.emergency import Emergency, LeaveStep, Origin, Outcome, leave
+from qigstore.safety.pulse import Pulse
 from qigstore.safety.rules import RuleSet
 from qigstore.safety.signals import SignalWatch
 
@@ -66,10 +67,13 @@ class Rooms:
     checkpoints: CheckpointManager
     emergency: Emergency
     signals: SignalWatch
+    pulse: Pulse
     notice_signal: Callable[[int], None]
     """Ask for the stop that a signal means."""
     checkpoint_wanted: list[str] = field(default_factory=list)
     """Reasons of alarms that asked for a checkpoint since the last one."""
+    saved_on_stop: UUID | None = None
+    """The checkpoint that was saved because a stop was asked for."""
     others: OtherLeftovers | None = None
     """Ships what processes of other sessions left; there once there is a database."""
 
@@ -79,6 +83,11 @@ class Rooms:
     def should_stop(self) -> bool:
         """Whether an alarm, a signal or a person asked this run to stop."""
         return self.emergency.stop.requested or self.signals.signum is not None
+
+    @property
+    def saves_on_stop(self) -> bool:
+        """Whether the stop that was asked for wants a checkpoint first."""
+        return self.should_stop and self.emergency.stop.checkpoint
 
     def raise_alarms(self, alarms: Sequence[Alarm]) -> None:
         """Make the events of a step's alarms and act on them."""
@@ -160,6 +169,7 @@ class Rooms:
                 # on_error has made its event; what remains is to leave with what there is.
                 _log.error("the last checkpoint was not committed: %s", error)
                 return None
+            self.saved_on_stop = saved
         return saved
 
     @property
@@ -184,15 +194,22 @@ class Rooms:
             LeaveStep("checkpoint", self.checkpoints.close),
             LeaveStep("events", self._close_events),
             LeaveStep("telemetry", self._close_writer, None if aborted else limit + _LEEWAY_S),
-            LeaveStep("attempt", lambda _limit_s: self.link.end()),
+            LeaveStep("attempt", lambda _limit_s: self._end_attempt()),
             LeaveStep("leftovers", partial(self._close_others, 0.0 if aborted else limit)),
         ]
         deadline_s = self.settings.abort_deadline_s if aborted else 300.0 + 2 * limit
         try:
             outcomes = leave(steps, deadline_s=deadline_s)
         finally:
+            self.pulse.close()
             self.link.close()
         _raise_first(outcomes)
+
+    def _end_attempt(self) -> None:
+        event = self.emergency.stop.event
+        if event is not None:
+            self.link.answer(event, self.saved_on_stop)
+        self.link.end()
 
     def _close_writer(self, limit_s: float) -> None:
         # Less than it has, so that it is the one to say how many rows wait, and where.
@@ -306,11 +323,17 @@ def _build(
         emergency=emergency,
         # The orderly way out has the deadline; the watch's own is for when that way hangs.
         signals=SignalWatch(notice_signal, deadline_s=settings.abort_deadline_s + 5.0),
+        pulse=Pulse(
+            link.heartbeat,
+            link.asked_to_stop,
+            emergency.heed,
+            interval_s=settings.heartbeat_interval_s,
+        ),
         notice_signal=notice_signal,
         checkpoint_wanted=wanted,
     )
     if link.store is not None:
-        _ship_others(rooms)
+        _reached(rooms)
     return rooms
 
 
@@ -331,11 +354,13 @@ def _connect(rooms: Rooms, spool: Spool) -> Writer:
             # Nobody could tell when this run opened; both are kept, each as an attempt.
             message = f"process {other.pid} on {other.host} records this session at the same time"
             rooms.emergency.report("second attempt", message)
-    _ship_others(rooms)
+    _reached(rooms)
     return _writer(rooms.settings, rooms.link, spool, target.epoch)
 
 
-def _ship_others(rooms: Rooms) -> None:
+def _reached(rooms: Rooms) -> None:
+    """Begin what needs a database: the pulse, and shipping what others left."""
+    rooms.pulse.start()
     session, address = rooms.link.session.name, address_of(rooms.settings)
     rooms.others = OtherLeftovers(rooms.link.needed(), rooms.settings, session, address)
     rooms.others.start()
@@ -361,8 +386,6 @@ def _writer(settings: Settings, link: Link, spool: Spool, epoch: int) -> Writer:
         epoch=epoch,
         flush_interval_s=settings.flush_interval_s,
         batch_rows_max=settings.batch_rows_max,
-        heartbeat_interval_s=settings.heartbeat_interval_s,
-        heartbeat=link.heartbeat,
     )
 
 

@@ -227,7 +227,7 @@ class Run:
             if skip is not None and skip[0] <= step <= skip[1]:
                 continue
             yield step
-        if self.should_stop and self._offered is not None:
+        if self._offered is not None and self._rooms is not None and self._rooms.saves_on_stop:
             state, step = self._offered
             if step != self._saved_step:
                 self._save(state, step)
@@ -258,7 +258,7 @@ class Run:
             rooms.raise_alarms(alarms)
 
     def checkpoint(self, state: Any, *, step: int, every: int = 1) -> bool:
-        """Save `state` after each `every` steps, and at once when a stop is asked for.
+        """Save `state` after each `every` steps, and at once when a stop asks for it.
 
         The state is copied before this returns; writing, hashing and ranking happen behind.
 
@@ -271,7 +271,11 @@ class Run:
         if every < 1:
             raise ConfigurationError(f"every={every}; expected a number of steps, at least 1")
         self._offered = (state, step)
-        if (step + 1) % every and not self.should_stop and not rooms.checkpoint_wanted:
+        if rooms.should_stop:
+            due = rooms.saves_on_stop
+        else:
+            due = (step + 1) % every == 0 or bool(rooms.checkpoint_wanted)
+        if not due:
             return False
         self._save(state, step)
         return True

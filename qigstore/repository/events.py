@@ -7,7 +7,8 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, get_args
 from uuid import UUID
 
-from sqlalchemy import Connection, func, select, update
+from sqlalchemy import ColumnElement, Connection, func, literal, select, update
+from sqlalchemy.dialects.postgresql import JSONB
 
 from qigstore.database.schema import event as events
 from qigstore.errors import InvalidInput
@@ -18,7 +19,12 @@ from qigstore.repository.texts import document, optional_text, text_value
 if TYPE_CHECKING:
     from qigstore.database.engine import Database
 
-__all__ = ["Events"]
+__all__ = ["Events", "with_result"]
+
+
+def with_result(result: str) -> ColumnElement[Any]:
+    """An event's detail, and in it what became of its action."""
+    return events.c.detail.op("||")(literal(document("detail", {"result": result}), JSONB))
 
 
 class Events:
@@ -84,6 +90,23 @@ class Events:
             change = update(events).where(events.c.id == found.id).values(acknowledged_at=first)
             connection.execute(change)
             return _get(connection, found.id)
+
+    def resolve(self, event_id: UUID, result: str, *, checkpoint_id: UUID | None = None) -> bool:
+        """Note that an event is over, and what became of it; False where that was known already.
+
+        Args:
+            result: in words; kept as `detail["result"]`.
+            checkpoint_id: what was saved because of it.
+
+        Raises:
+            InvalidInput: a text that cannot be stored.
+        """
+        values: dict[str, Any] = {"resolved_at": func.now(), "detail": with_result(result)}
+        if checkpoint_id is not None:
+            values["checkpoint_id"] = checkpoint_id
+        is_open = (events.c.id == event_id, events.c.resolved_at.is_(None))
+        with self._database.begin() as connection:
+            return connection.execute(update(events).where(*is_open).values(values)).rowcount == 1
 
 
 def _get(connection: Connection, event_id: UUID | str) -> Event:

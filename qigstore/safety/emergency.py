@@ -39,7 +39,7 @@ class Origin:
 class StopFlag:
     """The wish to stop: set from any thread, polled at a safe point. The first reason stays."""
 
-    __slots__ = ("_lock", "event", "reason", "requested", "signum")
+    __slots__ = ("_lock", "checkpoint", "event", "reason", "requested", "signum")
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -47,13 +47,22 @@ class StopFlag:
         self.reason: str | None = None
         self.signum: int | None = None
         self.event: Event | None = None
+        self.checkpoint = True
 
-    def set(self, reason: str, *, signum: int | None = None, event: Event | None = None) -> bool:
-        """Ask for the stop; False where it was asked for before."""
+    def set(
+        self,
+        reason: str,
+        *,
+        signum: int | None = None,
+        event: Event | None = None,
+        checkpoint: bool = True,
+    ) -> bool:
+        """Ask for the stop, with or without a checkpoint first; False where it was asked before."""
         with self._lock:
             if self.requested:
                 return False
             self.reason, self.signum, self.event = reason, signum, event
+            self.checkpoint = checkpoint
             self.requested = True  # last: who polls it finds the reason
             return True
 
@@ -221,6 +230,11 @@ class Emergency:
             return self.stop.event or event
         self._hand_on(event)
         return event
+
+    def heed(self, request: Event) -> bool:
+        """Stop as a stored request from outside asks; False where the run stops already."""
+        checkpoint = request.detail.get("checkpoint") is not False
+        return self.stop.set(request.message, event=request, checkpoint=checkpoint)
 
     def report(
         self, rule: str, message: str, *, step: int | None = None, severity: Severity = "warning"
