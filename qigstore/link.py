@@ -168,6 +168,15 @@ class Link:
         except OSError as error:
             _log.warning("%s takes no notes: %s", self.spool.folder, error)
 
+    def resolve(self, event_id: UUID, result: str, checkpoint: UUID | None = None) -> object:
+        """Note that an event is over; it may be one that the database has yet to hear of."""
+        return self.needed().events.resolve(event_id, result, checkpoint_id=checkpoint)
+
+    def note_reset(self, decision: Decision) -> None:
+        """Store what a soft reset chose; the attempt's own lineage stays as it is."""
+        words = f"soft reset: {decision.reason}"
+        self.needed().decisions.add(replace(decision, attempt=self.attempt.number, reason=words))
+
     def answer(self, event: Event, checkpoint: UUID | None) -> None:
         """Note what became of the event that stopped the attempt."""
         code = self._notes.exit_status

@@ -37,7 +37,9 @@ from qigstore.recovery import Policy, recover
 from qigstore.repository import Store
 from qigstore.safety.detectors import Alarm
 from qigstore.safety.emergency import Emergency, LeaveStep, Origin, Outcome, leave
+from qigstore.safety.lookout import Lookout
 from qigstore.safety.pulse import Pulse
+from qigstore.safety.reset import Resets, SoftReset
 from qigstore.safety.rules import RuleSet
 from qigstore.safety.signals import SignalWatch
 
@@ -48,6 +50,8 @@ __all__ = ["Rooms", "open_rooms"]
 
 _log = logging.getLogger(__name__)
 _LEEWAY_S = 1.0
+_ROW_METRICS_MAX = 50
+"""Of the row that an event keeps: a row may have thousands."""
 _OTHERS_LIMIT_S = 5.0
 """How long closing waits for what other sessions left; it is shipped another time otherwise."""
 
@@ -68,6 +72,8 @@ class Rooms:
     emergency: Emergency
     signals: SignalWatch
     pulse: Pulse
+    lookout: Lookout
+    resets: Resets
     notice_signal: Callable[[int], None]
     """Ask for the stop that a signal means."""
     checkpoint_wanted: list[str] = field(default_factory=list)
@@ -90,9 +96,35 @@ class Rooms:
         return self.should_stop and self.emergency.stop.checkpoint
 
     def raise_alarms(self, alarms: Sequence[Alarm]) -> None:
-        """Make the events of a step's alarms and act on them."""
+        """Make the events of a step's alarms, each with its row and rule, and act on them."""
+        row = dict(list(self.recorder.last.items())[:_ROW_METRICS_MAX])
         for alarm in alarms:
-            self.emergency.raise_alarm(alarm)
+            event = self.emergency.raise_alarm(
+                alarm, {"row": row, "rule": self.rules.learnt(alarm)}
+            )
+            if alarm.action == "soft_reset":
+                self.resets.want(event)
+            elif alarm.action != "abort":
+                self.lookout.follow(alarm, event)
+
+    def arm_soft_reset(
+        self, take_in: Callable[[Any], object], policy: Policy, cooldown_s: float, resets_max: int
+    ) -> None:
+        """From now on a rule may go back to a healthy checkpoint, which `take_in` is given."""
+        self.resets.soft = SoftReset(
+            _HealthyNow(self, policy),
+            reset_callback=take_in,
+            cooldown_seconds=cooldown_s,
+            resets_max=resets_max,
+            progress_steps=self.settings.settle_steps,
+        )
+
+    def reset_if_wanted(self, step: int) -> bool:
+        """Go back to a healthy checkpoint if an alarm asked for it; whether that was done now."""
+        known = self.resets.perform(step)
+        if known is not None:
+            self._remember(known["metadata"])
+        return known is not None
 
     def recover(self, *, policy: Policy, has_default: bool) -> tuple[Any, Decision]:
         """Choose, verify and load; then judge as the run did that saved it.
@@ -115,12 +147,30 @@ class Rooms:
         return state, decision
 
     def _recover_from_folders(self, choose: partial[tuple[Any, Decision]]) -> tuple[Any, Decision]:
-        folders = self.checkpoints.store
-        rows = FolderRows(folders, self.link.session.name, self.link.logged_events)
-        state, decision = choose(_manager(self.settings, self.link, folders, rows))
+        state, decision = choose(self._by_folders())
         if decision.chosen is not None:
             self.checkpoints.protect(decision.chosen.id)
         self.link.note_recovery(decision)
+        return state, decision
+
+    def _by_folders(self) -> CheckpointManager:
+        """A manager of the same folders that asks no database."""
+        folders = self.checkpoints.store
+        rows = FolderRows(folders, self.link.session.name, self.link.logged_events)
+        return _manager(self.settings, self.link, folders, rows)
+
+    def go_back(self, policy: Policy) -> tuple[Any, Decision]:
+        """Choose, verify and load for a soft reset: the attempt's lineage stays as it is.
+
+        Raises:
+            NoHealthyCheckpoint: there is nothing to go back to.
+        """
+        try:
+            state, decision = recover(self.checkpoints, policy=policy)
+            self.link.note_reset(decision)
+        except StoreUnavailable as away:
+            _log.warning("the soft reset goes by the folders alone: %s", away)
+            state, decision = recover(self._by_folders(), policy=policy)
         return state, decision
 
     def _remember(self, metadata: Mapping[str, Any]) -> None:
@@ -224,6 +274,24 @@ class Rooms:
             self.others.close(min(patience_s, limit_s, _OTHERS_LIMIT_S))
 
 
+@dataclass(frozen=True, slots=True)
+class _HealthyNow:
+    """The checkpoint that recovery would take now, for a soft reset."""
+
+    rooms: Rooms
+    policy: Policy
+
+    def load_best_checkpoint(self) -> tuple[Any, Mapping[str, Any]]:
+        """The state, and what is known of its checkpoint."""
+        state, decision = self.rooms.go_back(self.policy)
+        chosen = decision.chosen
+        assert chosen is not None
+        return state, {
+            "checkpoint_id": str(chosen.id), "attempt": chosen.attempt, "step": chosen.step,
+            "metadata": chosen.metadata, "why": decision.reason,
+        }  # fmt: skip
+
+
 def _raise_first(outcomes: Sequence[Outcome]) -> None:
     """The error a caller can act on first: rows that wait, then whatever else went wrong."""
     errors = [item.error for item in outcomes if item.error is not None]
@@ -247,7 +315,7 @@ def open_rooms(
     Raises:
         SessionBusy, SpoolFull, ConfigurationError, InvalidInput.
     """
-    declared = RuleSet.of(rules)
+    declared = RuleSet.of(settings.rules if rules is None else rules)
     with ExitStack() as undo:
         try:
             store, claimed, why = _claim(settings, name, config, takeover=takeover)
@@ -308,6 +376,19 @@ def _build(
     def connect() -> Writer:
         return _connect(rooms, claimed.spool)
 
+    def raise_alarm(alarm: Alarm) -> None:
+        rooms.raise_alarms((alarm,))
+
+    tell_idle = partial(emergency.report, "rules", severity="info")
+    lookout = Lookout(
+        rules,
+        lambda: (claimed.spool.seq, recorder.last_step),
+        raise_alarm,
+        link.resolve,
+        # Who declared no rules is not told that the default ones watch a loss.
+        idle=None if rules.rules == RuleSet.of(None).rules else tell_idle,
+    )
+
     if why is None:
         writer: Writer | LateWriter = _writer(settings, link, claimed.spool, claimed.epoch)
     else:
@@ -328,7 +409,10 @@ def _build(
             link.asked_to_stop,
             emergency.heed,
             interval_s=settings.heartbeat_interval_s,
+            look=lookout.look,
         ),
+        lookout=lookout,
+        resets=Resets(emergency, lookout.over),
         notice_signal=notice_signal,
         checkpoint_wanted=wanted,
     )

@@ -63,6 +63,9 @@ class Settings(BaseSettings):
     abort_deadline_s: float = Field(default=20.0, gt=0)
     heartbeat_interval_s: float = Field(default=5.0, gt=0)
     heartbeat_limit_s: float = Field(default=30.0, gt=0)
+    rules: Path | None = Field(
+        default=None, description="TOML file of rules for runs that declare none of their own"
+    )
     settle_steps: int = Field(
         default=50, ge=0, description="a checkpoint is healthy when no critical event follows in it"
     )

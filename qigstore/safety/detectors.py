@@ -8,7 +8,9 @@ that. Nothing here allocates, locks or calls out while the metric is quiet.
 from __future__ import annotations
 
 import math
+import sys
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -24,13 +26,15 @@ __all__ = [
     "FiniteDetector",
     "Observer",
     "PageHinkleyDetector",
+    "RateDetector",
     "ThresholdDetector",
 ]
 
-Action = Literal["record", "checkpoint", "abort"]
+Action = Literal["record", "checkpoint", "soft_reset", "abort"]
 
 # The square of a larger deviation would overflow, and an infinite variance never comes down again.
 _DEVIATION_MAX = 1e148
+_TINY = sys.float_info.min
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +60,15 @@ class Detector:
     def __init__(self, name: str, severity: Severity, action: Action, metric: str) -> None:
         self.name, self.severity, self.action, self.metric = name, severity, action, metric
 
-    def state(self) -> dict[str, float | int | bool]:
+    @property
+    def latched(self) -> bool:
+        """Whether an episode lasts: until it ends, no other alarm begins."""
+        return bool(getattr(self, "open", False))
+
+    def state(self) -> dict[str, Any]:
         """The numbers that have to survive, ready for JSON."""
-        return {name: getattr(self, name) for name in self.SAVED}
+        saved = {name: getattr(self, name) for name in self.SAVED}
+        return {name: [*held] if isinstance(held, deque) else held for name, held in saved.items()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take over what `state` gave.
@@ -66,13 +76,15 @@ class Detector:
         Raises:
             InvalidInput: a number is missing or is none.
         """
-        taken: dict[str, float | int | bool] = {}
+        taken: dict[str, Any] = {}
         for name in self.SAVED:
-            value, kind = state.get(name), type(getattr(self, name))
-            if not isinstance(value, (int, float)) or not math.isfinite(value):
+            value, held = state.get(name), getattr(self, name)
+            several = isinstance(held, deque)
+            numbers = value if several and isinstance(value, list) else [value]
+            if not all(isinstance(n, (int, float)) and math.isfinite(n) for n in numbers):
                 where = f"rules state of {self.name!r} for {self.metric!r}: {name}"
                 raise InvalidInput(where, value, "a finite number, as state() wrote it")
-            taken[name] = kind(value)
+            taken[name] = deque(numbers, held.maxlen) if several else type(held)(value)
         for name, number in taken.items():
             setattr(self, name, number)
 
@@ -218,6 +230,11 @@ class EwmaDetector(_Numbered):
         self.count, self.mean, self.variance = 0, 0.0, 0.0
         self.run, self.good, self.level = 0, 0, 0
 
+    @property
+    def latched(self) -> bool:
+        """Whether an episode lasts."""
+        return self.level > 0
+
     def observe(self, step: int, value: float) -> Alarm | None:
         """Take one finite value; the alarm that it raises, if any."""
         deviation = value - self.mean
@@ -267,6 +284,47 @@ class EwmaDetector(_Numbered):
         times = self.fire if critical else self.warn
         limit = mean + (times if above else -times) * scale
         return Alarm(self.name, severity, self.metric, value, limit, message, action, step)
+
+
+class RateDetector(_Numbered):
+    """x(t) − x(t − `over`) beyond `limit`; `relative`: over |x(t − `over`)|."""
+
+    __slots__ = ("direction", "limit", "open", "over", "recent", "relative")
+    SAVED = ("open", "recent")
+    limit: float
+    over: int
+    direction: int
+    relative: int
+
+    def __init__(
+        self, name: str, severity: Severity, action: Action, metric: str, **limits: float
+    ) -> None:
+        super().__init__(name, severity, action, metric, **limits)
+        self.recent: deque[float] = deque(maxlen=int(self.over))
+        self.open = False
+
+    def observe(self, step: int, value: float) -> Alarm | None:
+        """Take one finite value; the alarm that it raises, if any."""
+        recent = self.recent
+        before = recent[0] if len(recent) == self.over else None
+        recent.append(value)
+        if before is None:
+            return None
+        change = value - before
+        if self.relative:
+            change /= max(abs(before), _TINY)
+        size = abs(change) if self.direction == 0 else change * self.direction
+        if size <= self.limit:
+            self.open = False
+            return None
+        if self.open:
+            return None
+        self.open = True
+        steps = f"{self.over} values" if self.over > 1 else "one value"
+        times = " of itself" if self.relative else ""
+        message = f"{self.metric} went from {before:.6g} to {value:.6g} within {steps}"
+        message += f": {change:+.6g}{times}, {self.limit:.6g} allowed"
+        return self._alarm(step, value, self.limit, message)
 
 
 class PageHinkleyDetector(_Numbered):

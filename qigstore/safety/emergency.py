@@ -203,7 +203,7 @@ class Emergency:
         )  # fmt: skip
         if alarm.action == "abort":
             self.stop.set(f"{alarm.rule}: {alarm.message}", event=event)
-        if alarm.action != "record" and self._request_checkpoint is not None:
+        if alarm.action in {"checkpoint", "abort"} and self._request_checkpoint is not None:
             try:
                 self._request_checkpoint(alarm.message)
             except Exception as error:
@@ -237,12 +237,28 @@ class Emergency:
         return self.stop.set(request.message, event=request, checkpoint=checkpoint)
 
     def report(
-        self, rule: str, message: str, *, step: int | None = None, severity: Severity = "warning"
+        self,
+        rule: str,
+        message: str,
+        *,
+        step: int | None = None,
+        severity: Severity = "warning",
+        **more: Any,
     ) -> Event:
         """Log and store something that no rule noticed, such as a save that failed."""
-        event = self._event(rule, severity, message, step, {"action": "record", "detail": {}})
+        given = {"action": "record", "detail": {}, **more}
+        event = self._event(rule, severity, message, step, given)
         self._hand_on(event)
         return event
+
+    def settle(self, timeout_s: float) -> bool:
+        """Wait until every event so far is written and tried to store; False: not in time."""
+        end = time.monotonic() + timeout_s
+        while self._raised - self._done - self._dropped > 0:
+            if time.monotonic() >= end:
+                return False
+            time.sleep(0.002)
+        return True
 
     def close(self, timeout_s: float) -> bool:
         """Deliver what waits; False where that took longer (files then hold what was written)."""
