@@ -14,7 +14,8 @@ from threading import Lock
 from typing import TYPE_CHECKING
 from uuid import UUID
 
-from qigstore.checkpoints import CheckpointStore
+from qigstore.checkpoints import CheckpointManager, CheckpointStore, Retention
+from qigstore.checkpoints.keeper import CheckpointRows
 from qigstore.checkpoints.ranking import best_first, finite, judge
 from qigstore.database.engine import address_of, open_database
 from qigstore.errors import StoreUnavailable
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from qigstore.recording.shipper import Target
     from qigstore.settings import Settings
 
-__all__ = ["FolderRows", "Link", "LinkedRows"]
+__all__ = ["FolderRows", "Link", "LinkedRows", "folder_checkpoints", "linked_checkpoints"]
 
 _log = logging.getLogger("qigstore")
 
@@ -301,3 +302,45 @@ def _followed(item: Checkpoint, critical: Iterable[LoggedEvent], settle_steps: i
         if same and event.step is not None and 0 <= event.step - item.step <= settle_steps:
             return f"critical event {event.rule} at step {event.step}"
     return None
+
+
+def linked_checkpoints(
+    settings: Settings, link: Link, tell: Callable[..., object]
+) -> CheckpointManager:
+    """The checkpoints of an attempt; `tell(rule, message, step=…)` hears of a save that failed."""
+    folders = CheckpointStore(settings.checkpoint_root)
+
+    def report(checkpoint: UUID, step: int, error: Exception) -> None:
+        message = f"checkpoint {checkpoint} was not saved: {error}"
+        tell("checkpoint save", message, step=step)
+
+    local = FolderRows(folders, link.session.name, link.logged_events)
+    rows = local if settings.mode == "offline" else LinkedRows(link, local)
+    return _manager(settings, link, folders, rows, on_error=report)
+
+
+def folder_checkpoints(settings: Settings, link: Link) -> CheckpointManager:
+    """The same checkpoints, by their folders and the event log alone."""
+    folders = CheckpointStore(settings.checkpoint_root)
+    rows = FolderRows(folders, link.session.name, link.logged_events)
+    return _manager(settings, link, folders, rows)
+
+
+def _manager(
+    settings: Settings,
+    link: Link,
+    folders: CheckpointStore,
+    rows: CheckpointRows,
+    *,
+    on_error: Callable[[UUID, int, Exception], None] | None = None,
+) -> CheckpointManager:
+    return CheckpointManager(
+        folders,
+        rows,
+        session_id=link.session.id,
+        session_name=link.session.name,
+        attempt=link.attempt.number,
+        retention=Retention(settle_steps=settings.settle_steps),
+        phi_floor=settings.phi_floor,
+        on_error=on_error,
+    )

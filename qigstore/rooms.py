@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from qigstore.attempt import Claim, claim, claim_offline
-from qigstore.checkpoints import CheckpointManager, CheckpointStore, Retention
-from qigstore.checkpoints.keeper import CheckpointRows
+from qigstore.checkpoints import CheckpointManager
 from qigstore.database.engine import address_of, open_database
 from qigstore.errors import (
     CheckpointError,
@@ -29,7 +28,7 @@ from qigstore.errors import (
     StoreUnavailable,
 )
 from qigstore.leftovers import OtherLeftovers
-from qigstore.link import FolderRows, Link, LinkedRows
+from qigstore.link import Link, folder_checkpoints, linked_checkpoints
 from qigstore.recording import Recorder, Spool, Writer
 from qigstore.recording.late_writer import LateWriter
 from qigstore.records import AttemptStatus, CheckpointKind, Decision
@@ -147,17 +146,11 @@ class Rooms:
         return state, decision
 
     def _recover_from_folders(self, choose: partial[tuple[Any, Decision]]) -> tuple[Any, Decision]:
-        state, decision = choose(self._by_folders())
+        state, decision = choose(folder_checkpoints(self.settings, self.link))
         if decision.chosen is not None:
             self.checkpoints.protect(decision.chosen.id)
         self.link.note_recovery(decision)
         return state, decision
-
-    def _by_folders(self) -> CheckpointManager:
-        """A manager of the same folders that asks no database."""
-        folders = self.checkpoints.store
-        rows = FolderRows(folders, self.link.session.name, self.link.logged_events)
-        return _manager(self.settings, self.link, folders, rows)
 
     def go_back(self, policy: Policy) -> tuple[Any, Decision]:
         """Choose, verify and load for a soft reset: the attempt's lineage stays as it is.
@@ -170,7 +163,7 @@ class Rooms:
             self.link.note_reset(decision)
         except StoreUnavailable as away:
             _log.warning("the soft reset goes by the folders alone: %s", away)
-            state, decision = recover(self._by_folders(), policy=policy)
+            state, decision = recover(folder_checkpoints(self.settings, self.link), policy=policy)
         return state, decision
 
     def _remember(self, metadata: Mapping[str, Any]) -> None:
@@ -400,7 +393,7 @@ def _build(
         rules=rules,
         recorder=recorder,
         writer=writer,
-        checkpoints=_checkpoints(settings, link, emergency),
+        checkpoints=linked_checkpoints(settings, link, emergency.report),
         emergency=emergency,
         # The orderly way out has the deadline; the watch's own is for when that way hangs.
         signals=SignalWatch(notice_signal, deadline_s=settings.abort_deadline_s + 5.0),
@@ -470,36 +463,4 @@ def _writer(settings: Settings, link: Link, spool: Spool, epoch: int) -> Writer:
         epoch=epoch,
         flush_interval_s=settings.flush_interval_s,
         batch_rows_max=settings.batch_rows_max,
-    )
-
-
-def _checkpoints(settings: Settings, link: Link, emergency: Emergency) -> CheckpointManager:
-    folders = CheckpointStore(settings.checkpoint_root)
-
-    def report(checkpoint: UUID, step: int, error: Exception) -> None:
-        message = f"checkpoint {checkpoint} was not saved: {error}"
-        emergency.report("checkpoint save", message, step=step)
-
-    local = FolderRows(folders, link.session.name, link.logged_events)
-    rows = local if settings.mode == "offline" else LinkedRows(link, local)
-    return _manager(settings, link, folders, rows, on_error=report)
-
-
-def _manager(
-    settings: Settings,
-    link: Link,
-    folders: CheckpointStore,
-    rows: CheckpointRows,
-    *,
-    on_error: Callable[[UUID, int, Exception], None] | None = None,
-) -> CheckpointManager:
-    return CheckpointManager(
-        folders,
-        rows,
-        session_id=link.session.id,
-        session_name=link.session.name,
-        attempt=link.attempt.number,
-        retention=Retention(settle_steps=settings.settle_steps),
-        phi_floor=settings.phi_floor,
-        on_error=on_error,
     )

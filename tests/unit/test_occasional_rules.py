@@ -168,6 +168,4 @@ def test_a_rule_whose_metric_nobody_records_is_told_once_with_the_nearest() -> N
     feed(rules, [0.0])
     for rows[0] in (1, 99, 100, 101):
         lookout.look()
-    assert told.idle == [
-        "rule 'los > 1' watches nothing: no metric is named 'los'; did you mean 'loss'?"
-    ]
+    assert told.idle == ["rules without a metric: 'los > 1' on 'los' (did you mean 'loss'?)"]
