@@ -34,6 +34,8 @@ Action = Literal["record", "checkpoint", "soft_reset", "abort"]
 
 # The square of a larger deviation would overflow, and an infinite variance never comes down again.
 _DEVIATION_MAX = 1e148
+_LAG = 5
+"""Long-run variances that are kept, one each 32 values: the one in use is 128 values old."""
 _TINY = sys.float_info.min
 
 
@@ -330,19 +332,23 @@ class RateDetector(_Numbered):
 class PageHinkleyDetector(_Numbered):
     """A slow rise (or fall): S ← max(0, S + z − δ) against a mean over `window` values, S > λ.
 
-    s² is the larger of half the running mean of squared successive differences, which a trend does
-    not inflate, and the slow variance about μ, which noise with a memory needs. Four values are
-    taken together: what a slow change costs in delay (three steps) is nothing, and three steps in
-    four cost next to nothing. Their mean z is clipped at ±2.5, so that no single value adds more
-    than 10 to S.
+    s² is the largest of half the running mean of squared successive differences, which a trend does
+    not inflate; the slow variance about μ; and the long-run variance v, which noise with a memory
+    needs, as sums of it wander farther. v = 32·E[(second difference of means over 32 values)²]/6:
+    a trend leaves it alone, and it is taken as it was 128 values ago, so that what is to be noticed
+    does not hide itself. Four values are taken together: what a slow change costs in delay (three
+    steps) is nothing, and three steps in four cost next to nothing. Their mean z is clipped at
+    ±2.5, so that no single value adds more than 10 to S.
     """
 
     __slots__ = (
         "count", "delta", "direction", "floor", "floor_relative", "gathered", "jitter", "lam",
-        "last", "mean", "open", "scale", "total", "variance", "warm_up", "weight",
+        "last", "long_run", "mean", "means", "open", "scale", "total", "variance", "warm_up",
+        "weight", "wide",
     )  # fmt: skip
     SAVED = (
-        "count", "gathered", "jitter", "last", "mean", "open", "scale", "total", "variance",
+        "count", "gathered", "jitter", "last", "long_run", "mean", "means", "open", "scale",
+        "total", "variance", "wide",
     )  # fmt: skip
     delta: float
     lam: float
@@ -359,6 +365,10 @@ class PageHinkleyDetector(_Numbered):
         self.count, self.mean, self.variance, self.jitter = 0, 0.0, 0.0, 0.0
         self.gathered, self.last, self.total, self.open = 0.0, 0.0, 0.0, False
         self.scale = _DEVIATION_MAX
+        self.wide = 0.0
+        self.means: deque[float] = deque(maxlen=3)
+        # The newest last; the oldest is the one in use.
+        self.long_run: deque[float] = deque([0.0], maxlen=_LAG)
 
     def observe(self, step: int, value: float) -> Alarm | None:
         """Take one finite value; the alarm that it raises, if any."""
@@ -380,6 +390,9 @@ class PageHinkleyDetector(_Numbered):
         single = _clipped(value - self.mean, 10.0 * scale)
         change = _clipped(value - self.last, 10.0 * scale)
         self.gathered = 0.0
+        self.wide += four / 8.0
+        if not self.count & 31:
+            self._take_wide()
         self.mean += slow * deviation
         self.variance += slow * (single * single - self.variance)
         self.jitter += quick * (0.5 * change * change - self.jitter)
@@ -397,8 +410,20 @@ class PageHinkleyDetector(_Numbered):
             self.total, self.open = 0.0, False
         return None
 
+    def _take_wide(self) -> None:
+        self.means.append(self.wide)
+        self.wide = 0.0
+        if len(self.means) < 3:
+            return
+        first, middle, last = self.means
+        bound = 5.0 * math.sqrt(max(self.jitter, self.variance))
+        bend = _clipped(first - 2.0 * middle + last, min(bound, _DEVIATION_MAX))
+        seen, before = 32.0 * bend * bend / 6.0, self.long_run[-1]
+        weight = max(16.0 * self.weight, 32.0 / self.count)
+        self.long_run.append(before + weight * (seen - before))
+
     def _rescale(self) -> None:
-        noise = math.sqrt(max(self.jitter, self.variance))
+        noise = math.sqrt(max(self.jitter, self.variance, self.long_run[0]))
         scale = max(noise, self.floor_relative * abs(self.mean), self.floor)
         self.scale = min(scale, _DEVIATION_MAX)
 

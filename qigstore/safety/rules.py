@@ -53,7 +53,7 @@ ALARMS_PER_STEP_MAX = 8
 """Alarms that one step may raise, worst first; the rest is counted in `RuleSet.suppressed`."""
 
 _NAMES_SHOWN = 5
-_STATE_VERSION = 1
+_STATE_VERSION = 2
 
 
 class Check(Protocol):
@@ -284,7 +284,8 @@ class RuleSet:
         """
         rules = state.get("rules") if isinstance(state, Mapping) else None
         if not isinstance(rules, Mapping) or state.get("version") != _STATE_VERSION:
-            raise InvalidInput("rules state", state, "what RuleSet.state() gave, version 1")
+            expected = f"what RuleSet.state() gave, version {_STATE_VERSION}"
+            raise InvalidInput("rules state", state, expected)
         pending: list[tuple[Detector, Mapping[str, Any]]] = []
         for rule in self.rules:
             for metric, numbers in _mapping(rule.name, rules.get(rule.name, {})).items():
