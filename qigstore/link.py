@@ -169,9 +169,13 @@ class Link:
         except OSError as error:
             _log.warning("%s takes no notes: %s", self.spool.folder, error)
 
-    def resolve(self, event_id: UUID, result: str, checkpoint: UUID | None = None) -> object:
-        """Note that an event is over; it may be one that the database has yet to hear of."""
-        return self.needed().events.resolve(event_id, result, checkpoint_id=checkpoint)
+    def tell_event(
+        self, event_id: UUID, result: str, checkpoint: UUID | None, over: bool
+    ) -> object:
+        """Tell the database what became of an event, and whether it is over."""
+        events = self.needed().events
+        tell = events.resolve if over else events.note
+        return tell(event_id, result, checkpoint_id=checkpoint)
 
     def note_reset(self, decision: Decision) -> None:
         """Store what a soft reset chose; the attempt's own lineage stays as it is."""

@@ -31,7 +31,7 @@ from qigstore.leftovers import OtherLeftovers
 from qigstore.link import Link, folder_checkpoints, linked_checkpoints
 from qigstore.recording import Recorder, Spool, Writer
 from qigstore.recording.late_writer import LateWriter
-from qigstore.records import AttemptStatus, CheckpointKind, Decision
+from qigstore.records import AttemptStatus, CheckpointKind, Decision, Event
 from qigstore.recovery import Policy, recover
 from qigstore.repository import Store
 from qigstore.safety.detectors import Alarm
@@ -77,6 +77,8 @@ class Rooms:
     """Ask for the stop that a signal means."""
     checkpoint_wanted: list[str] = field(default_factory=list)
     """Reasons of alarms that asked for a checkpoint since the last one."""
+    asked_to_save: list[Event] = field(default_factory=list)
+    """The events of these alarms."""
     saved_on_stop: UUID | None = None
     """The checkpoint that was saved because a stop was asked for."""
     others: OtherLeftovers | None = None
@@ -105,6 +107,8 @@ class Rooms:
                 self.resets.want(event)
             elif alarm.action != "abort":
                 self.lookout.follow(alarm, event)
+            if alarm.action == "checkpoint":
+                self.asked_to_save.append(event)
 
     def arm_soft_reset(
         self, take_in: Callable[[Any], object], policy: Policy, cooldown_s: float, resets_max: int
@@ -205,6 +209,8 @@ class Rooms:
             metadata=metadata,
         )
         self.checkpoint_wanted.clear()
+        while self.asked_to_save:
+            self.lookout.acted(self.asked_to_save.pop(), f"saved at step {step}", saved)
         if self.should_stop:
             try:
                 self.checkpoints.wait(self.settings.abort_deadline_s / 2)
@@ -249,6 +255,9 @@ class Rooms:
         _raise_first(outcomes)
 
     def _end_attempt(self) -> None:
+        self.pulse.close()
+        if self.link.store is not None:
+            self.lookout.look()
         event = self.emergency.stop.event
         if event is not None:
             self.link.answer(event, self.saved_on_stop)
@@ -377,7 +386,7 @@ def _build(
         rules,
         lambda: (claimed.spool.seq, recorder.last_step),
         raise_alarm,
-        link.resolve,
+        link.tell_event,
         # Who declared no rules is not told that the default ones watch a loss.
         idle=None if rules.rules == RuleSet.of(None).rules else tell_idle,
     )

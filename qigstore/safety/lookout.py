@@ -19,7 +19,7 @@ _NAMED_MAX = 10
 _ROWS_BEFORE_IDLE = 100
 """So many rows have shown which metrics there are."""
 
-Over = tuple[UUID, str, UUID | None]
+_Word = tuple[UUID, str, UUID | None, bool]
 
 
 class Lookout:
@@ -28,7 +28,8 @@ class Lookout:
     Args:
         progress: rows recorded so far, and the step of the last one (None: none yet).
         raise_alarm: acts on an alarm of a heartbeat rule.
-        resolve: notes in the database that an event is over; raises while that is away.
+        tell: notes in the database what became of an event, by id, in words, with the checkpoint
+            it led to, and whether it is over; raises while the database is away.
         idle: told once of declared rules that no recorded metric answers to; None: nobody asks.
     """
 
@@ -37,15 +38,15 @@ class Lookout:
         rules: RuleSet,
         progress: Callable[[], tuple[int, int | None]],
         raise_alarm: Callable[[Alarm], object],
-        resolve: Callable[[UUID, str, UUID | None], object],
+        tell: Callable[[UUID, str, UUID | None, bool], object],
         *,
         idle: Callable[[str], object] | None = None,
     ) -> None:
         self._rules, self._progress, self._raise = rules, progress, raise_alarm
-        self._resolve, self._idle = resolve, idle
+        self._tell, self._idle = tell, idle
         # Bounded: an old episode's end is lost before memory is.
         self._open: deque[tuple[Alarm, Event]] = deque(maxlen=_OPEN_MAX)
-        self._over: deque[Over] = deque(maxlen=_WAITING_MAX)
+        self._words: deque[_Word] = deque(maxlen=_WAITING_MAX)
 
     def follow(self, alarm: Alarm, event: Event) -> None:
         """Resolve the event of this alarm once its episode ends; from the training's thread."""
@@ -53,7 +54,11 @@ class Lookout:
 
     def over(self, event: Event, result: str, checkpoint: UUID | None = None) -> None:
         """The event is over, for a reason of the caller's; told to the database from here."""
-        self._over.append((event.id, result, checkpoint))
+        self._words.append((event.id, result, checkpoint, True))
+
+    def acted(self, event: Event, result: str, checkpoint: UUID | None = None) -> None:
+        """What the event's action came to; told to the database from here."""
+        self._words.append((event.id, result, checkpoint, False))
 
     def look(self) -> None:
         """One turn.
@@ -73,9 +78,9 @@ class Lookout:
         if self._idle is not None and rows >= _ROWS_BEFORE_IDLE:
             idle, self._idle = self._idle, None
             self._tell_idle(idle)
-        while self._over:
-            self._resolve(*self._over[0])
-            self._over.popleft()
+        while self._words:
+            self._tell(*self._words[0])
+            self._words.popleft()
 
     def _tell_idle(self, idle: Callable[[str], object]) -> None:
         named = {rule.name: rule.metric for rule in self._rules.rules}

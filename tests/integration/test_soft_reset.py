@@ -69,6 +69,12 @@ def test_a_drift_puts_the_state_back_and_the_steps_go_on(store: Store, dsn: str)
     assert [a.resumed_step for a in store.sessions.attempts(info.id)] == [None]
 
 
+def test_a_reset_just_before_the_end_is_told_all_the_same(store: Store, dsn: str) -> None:
+    train(Model({95}), dsn, until=97)
+    (drift,) = (event for event in store.events.list() if event.rule == "drift")
+    assert "went back to step 79" in drift.detail["result"]
+
+
 def test_resets_in_vain_are_bounded_and_then_the_run_stops(store: Store, dsn: str) -> None:
     model = Model(set(range(95, 200)))
     with pytest.raises(qigstore.EmergencyStop, match="2 resets in a row brought no progress"):

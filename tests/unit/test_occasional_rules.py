@@ -133,23 +133,23 @@ def event() -> Event:
 
 class Told:
     def __init__(self) -> None:
-        self.resolved: list[tuple[UUID, str, UUID | None]] = []
+        self.said: list[tuple[UUID, str, UUID | None, bool]] = []
         self.idle: list[str] = []
         self.away = False
 
-    def resolve(self, event_id: UUID, result: str, checkpoint: UUID | None) -> None:
+    def tell(self, event_id: UUID, result: str, checkpoint: UUID | None, over: bool) -> None:
         if self.away:
             raise StoreUnavailable("nowhere", "refused")
-        self.resolved.append((event_id, result, checkpoint))
+        self.said.append((event_id, result, checkpoint, over))
 
 
 def test_an_event_is_resolved_when_its_episode_ends_also_when_the_database_was_away() -> None:
     rules, told, raised = RuleSet([HIGH]), Told(), event()
-    lookout = Lookout(rules, lambda: (5, 4), print, told.resolve)
+    lookout = Lookout(rules, lambda: (5, 4), print, told.tell)
     (alarm,) = feed(rules, [0.0, 2.0])
     lookout.follow(alarm, raised)
     lookout.look()
-    assert told.resolved == []
+    assert told.said == []
     feed(rules, [0.1], 2)
     told.away = True
     for _ in range(2):
@@ -158,13 +158,13 @@ def test_an_event_is_resolved_when_its_episode_ends_also_when_the_database_was_a
     told.away = False
     lookout.look()
     lookout.look()
-    assert told.resolved == [(raised.id, "loss is well again at step 4", None)]
+    assert told.said == [(raised.id, "loss is well again at step 4", None, True)]
 
 
 def test_a_rule_whose_metric_nobody_records_is_told_once_with_the_nearest() -> None:
     rules = RuleSet([Threshold("los", above=1.0), HIGH, Finite(), Heartbeat()])
     told, rows = Told(), [0]
-    lookout = Lookout(rules, lambda: (rows[0], 0), print, told.resolve, idle=told.idle.append)
+    lookout = Lookout(rules, lambda: (rows[0], 0), print, told.tell, idle=told.idle.append)
     feed(rules, [0.0])
     for rows[0] in (1, 99, 100, 101):
         lookout.look()
