@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from signal import Signals
@@ -19,6 +19,7 @@ from qigstore.attempt import Claim, claim, claim_offline
 from qigstore.checkpoints import CheckpointManager
 from qigstore.database.engine import address_of, open_database
 from qigstore.errors import (
+    EXIT_EMERGENCY,
     CheckpointError,
     ConfigurationError,
     InvalidInput,
@@ -40,7 +41,7 @@ from qigstore.safety.lookout import Lookout
 from qigstore.safety.pulse import Pulse
 from qigstore.safety.reset import Resets, SoftReset
 from qigstore.safety.rules import RuleSet
-from qigstore.safety.signals import SignalWatch
+from qigstore.safety.signals import Deadline, SignalWatch
 
 if TYPE_CHECKING:
     from qigstore.settings import Settings
@@ -49,6 +50,8 @@ __all__ = ["Rooms", "open_rooms"]
 
 _log = logging.getLogger(__name__)
 _LEEWAY_S = 1.0
+_WATCHDOG_S = 5.0
+"""More than the way out has: it ends by itself unless it hangs."""
 _ROW_METRICS_MAX = 50
 """Of the row that an event keeps: a row may have thousands."""
 _OTHERS_LIMIT_S = 5.0
@@ -178,6 +181,18 @@ class Rooms:
                 self.recorder.set_reference_basin(metadata[_REFERENCE])
         except InvalidInput as error:
             warnings.warn(f"what the rules had learnt is lost: {error}", RuntimeWarning, 4)
+
+    @contextmanager
+    def watched(self, what: str) -> Iterator[None]:
+        """While the run leaves: whatever hangs is shown (all stacks), and the process ends."""
+        stop = self.emergency.stop
+        if not self.should_stop:
+            yield
+            return
+        status = 128 + stop.signum if stop.signum else EXIT_EMERGENCY
+        limit_s = self.settings.abort_deadline_s + _WATCHDOG_S
+        with Deadline.during(limit_s, status, f"stopping ({stop.reason}), {what}"):
+            yield
 
     def save(self, state: Any, step: int) -> UUID | None:
         """Save a state with what was recorded at its step; waits when the run is to stop.
@@ -405,7 +420,7 @@ def _build(
         checkpoints=linked_checkpoints(settings, link, emergency.report),
         emergency=emergency,
         # The orderly way out has the deadline; the watch's own is for when that way hangs.
-        signals=SignalWatch(notice_signal, deadline_s=settings.abort_deadline_s + 5.0),
+        signals=SignalWatch(notice_signal, deadline_s=settings.abort_deadline_s + _WATCHDOG_S),
         pulse=Pulse(
             link.heartbeat,
             link.asked_to_stop,

@@ -162,7 +162,8 @@ class Run:
             rooms.notice_signal(rooms.signals.signum)  # its thread may not have come to it yet
         status, reason, code = _outcome(rooms, error)
         try:
-            rooms.close(status, reason, code)
+            with rooms.watched("closing the run"):
+                rooms.close(status, reason, code)
         except BaseException as waiting:
             if not isinstance(waiting, QigstoreError) or (error is None and status == "completed"):
                 rooms.signals.restore()
@@ -307,7 +308,8 @@ class Run:
 
     def _save(self, state: Any, step: int) -> None:
         assert self._rooms is not None
-        self._rooms.save(state, step)
+        with self._rooms.watched("saving its state"):
+            self._rooms.save(state, step)
         self._saved_step = step
 
     # -- the state of things ------------------------------------------------------------------

@@ -19,7 +19,8 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -56,6 +57,17 @@ class Deadline:
     def cancel(self) -> None:
         """Stop the clock for good."""
         self._cancelled.set()
+
+    @classmethod
+    @contextmanager
+    def during(cls, seconds: float, status: int, reason: str) -> Iterator[None]:
+        """The clock runs while the block does."""
+        deadline = cls()
+        deadline.start(seconds, status, reason)
+        try:
+            yield
+        finally:
+            deadline.cancel()
 
     def _wait(self, seconds: float, status: int, reason: str) -> None:
         if self._cancelled.wait(seconds):
@@ -213,6 +225,9 @@ class SignalWatch:
             return
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signum})
         signal.raise_signal(signum)
+        if earlier == signal.SIG_DFL:
+            # PID 1 of a container: the kernel spares it the default action.
+            os._exit(128 + signum)
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         # No lock, no log, no allocation worth the name: this runs between any two bytecodes.
