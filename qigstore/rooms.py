@@ -353,6 +353,7 @@ def open_rooms(
                 4,
             )
         rooms.writer.start()
+        rooms.emergency.start()
         rooms.signals.install()
         undo.pop_all()
     return rooms

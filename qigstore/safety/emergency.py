@@ -190,6 +190,18 @@ class Emergency:
         self._behind = False
         self._last_error: str | None = None
 
+    def start(self) -> None:
+        """Have the thread that delivers ready: to start it takes milliseconds on a busy machine."""
+        with self._lock:
+            self._start()
+
+    def _start(self) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(
+                target=self._deliver, name="qigstore-events", daemon=True
+            )
+            self._thread.start()
+
     def raise_alarm(self, alarm: Alarm, detail: Mapping[str, Any] | None = None) -> Event:
         """Make the event of an alarm, act on it, and hand it on.
 
@@ -305,11 +317,7 @@ class Emergency:
                 self._last_error = f"event dropped: {event.rule}: {event.message}"
                 _log.error("%s", self._last_error)
                 return
-            if self._thread is None:
-                self._thread = threading.Thread(
-                    target=self._deliver, name="qigstore-events", daemon=True
-                )
-                self._thread.start()
+            self._start()
             self._queue.put(entry)
         # A storm is not waited for: the second of several finds the first still under way.
         if waiting <= 1:

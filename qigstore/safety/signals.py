@@ -21,6 +21,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from queue import SimpleQueue
 from types import FrameType
 from typing import Any
 
@@ -134,6 +135,7 @@ class SignalWatch:
         self._read_fd = self._write_fd = -1
         self._earlier = _Wakeup(-1)
         self._thread: threading.Thread | None = None
+        self._calls: SimpleQueue[int | None] = SimpleQueue()
         self._call_thread: threading.Thread | None = None
 
     def install(self) -> bool:
@@ -157,6 +159,11 @@ class SignalWatch:
         self._earlier = _Wakeup(signal.set_wakeup_fd(self._write_fd, warn_on_full_buffer=False))
         self._thread = threading.Thread(target=self._watch, name="qigstore-signals", daemon=True)
         self._thread.start()
+        # Ready and waiting: on a busy machine to start a thread takes milliseconds.
+        self._call_thread = threading.Thread(
+            target=self._call, name="qigstore-on-signal", daemon=True
+        )
+        self._call_thread.start()
         self.installed = True
         _installed.add(self)
         for signum in self._signals:
@@ -187,6 +194,7 @@ class SignalWatch:
             return
         self.installed = False
         _installed.discard(self)
+        self._calls.put(None)
         if threading.current_thread() is not threading.main_thread():
             _log.warning("closed off the main thread: signals are passed on from now on")
             return
@@ -276,12 +284,12 @@ class SignalWatch:
             reason = f"signal {signum} asked this process to leave"
             self._deadline.start(self._deadline_s, 128 + signum, reason)
         # A thread of its own: while it writes, this one has to notice the second signal.
-        self._call_thread = threading.Thread(
-            target=self._call, args=(signum,), name="qigstore-on-signal", daemon=True
-        )
-        _start(self._call_thread, "on_signal was not called")
+        self._calls.put(signum)
 
-    def _call(self, signum: int) -> None:
+    def _call(self) -> None:
+        signum = self._calls.get()
+        if signum is None:
+            return
         try:
             self._on_signal(signum)
         except Exception:

@@ -167,7 +167,8 @@ took, noticed = [], []
 def rounds():
     for number in range(int(sys.argv[1])):
         heard = threading.Event()
-        emergency = Emergency(Origin(1, 1), write_event=lambda event: heard.set())
+        emergency = Emergency(Origin(1, 1), write_event=lambda event, heard=heard: heard.set())
+        emergency.start()
         def on_signal(n, emergency=emergency):
             emergency.request_stop("SIGUSR1", signum=n)
         watches.append(SignalWatch(on_signal, deadline_s=None, signals=(signal.SIGUSR1,)))
