@@ -38,6 +38,7 @@ from qigstore.repository import Store
 from qigstore.safety.detectors import Alarm
 from qigstore.safety.emergency import Emergency, LeaveStep, Origin, Outcome, leave
 from qigstore.safety.lookout import Lookout
+from qigstore.safety.notify import Notifier
 from qigstore.safety.pulse import Pulse
 from qigstore.safety.reset import Resets, SoftReset
 from qigstore.safety.rules import RuleSet
@@ -75,6 +76,7 @@ class Rooms:
     signals: SignalWatch
     pulse: Pulse
     lookout: Lookout
+    notifier: Notifier
     resets: Resets
     notice_signal: Callable[[int], None]
     """Ask for the stop that a signal means."""
@@ -257,6 +259,7 @@ class Rooms:
         steps = [
             LeaveStep("checkpoint", self.checkpoints.close),
             LeaveStep("events", self._close_events),
+            LeaveStep("notifications", self.notifier.close, self.settings.notify_timeout_s),
             LeaveStep("telemetry", self._close_writer, None if aborted else limit + _LEEWAY_S),
             LeaveStep("attempt", lambda _limit_s: self._end_attempt()),
             LeaveStep("leftovers", partial(self._close_others, 0.0 if aborted else limit)),
@@ -384,7 +387,8 @@ def _build(
     settings: Settings, link: Link, claimed: Claim, rules: RuleSet, why: str | None
 ) -> Rooms:
     wanted: list[str] = []
-    emergency = _emergency(settings, link, wanted)
+    notifier = Notifier.of(settings, link.session.name)
+    emergency = _emergency(settings, link, wanted, notifier)
     recorder = Recorder(claimed.spool, bind_rules=rules.bind)
 
     def notice_signal(signum: int) -> None:
@@ -394,14 +398,11 @@ def _build(
     def connect() -> Writer:
         return _connect(rooms, claimed.spool)
 
-    def raise_alarm(alarm: Alarm) -> None:
-        rooms.raise_alarms((alarm,))
-
     tell_idle = partial(emergency.report, "rules", severity="info")
     lookout = Lookout(
         rules,
         lambda: (claimed.spool.seq, recorder.last_step),
-        raise_alarm,
+        lambda alarm: rooms.raise_alarms((alarm,)),
         link.tell_event,
         # Who declared no rules is not told that the default ones watch a loss.
         idle=None if rules.rules == RuleSet.of(None).rules else tell_idle,
@@ -430,6 +431,7 @@ def _build(
             look=lookout.look,
         ),
         lookout=lookout,
+        notifier=notifier,
         resets=Resets(emergency, lookout.over),
         notice_signal=notice_signal,
         checkpoint_wanted=wanted,
@@ -468,7 +470,7 @@ def _reached(rooms: Rooms) -> None:
     rooms.others.start()
 
 
-def _emergency(settings: Settings, link: Link, wanted: list[str]) -> Emergency:
+def _emergency(settings: Settings, link: Link, wanted: list[str], notifier: Notifier) -> Emergency:
     asked = settings.mode == "online"
     return Emergency(
         Origin(link.session.id, link.attempt.number),
@@ -476,6 +478,7 @@ def _emergency(settings: Settings, link: Link, wanted: list[str]) -> Emergency:
         store_event=link.store_event if asked else None,
         ship=link.ship_events if asked else None,
         request_checkpoint=wanted.append,
+        notify=notifier.notify,
     )
 
 

@@ -164,6 +164,7 @@ class Emergency:
         ship: sends what lies in files and is not stored yet; called again every `retry_s` while
             `store_event` fails, and after it has succeeded.
         request_checkpoint: told the reason when an alarm wants a checkpoint; must not block.
+        notify: has somebody told of the event; must not block.
         patience_s: the longest that `raise_alarm` waits for the file.
     """
 
@@ -175,13 +176,14 @@ class Emergency:
         store_event: Callable[[Event], object] | None = None,
         ship: Callable[[], object] | None = None,
         request_checkpoint: Callable[[str], object] | None = None,
+        notify: Callable[[Event], object] | None = None,
         patience_s: float = 0.05,
         retry_s: float = 5.0,
         queue_max: int = 1000,
     ) -> None:
         self.origin, self.stop = origin, StopFlag()
         self._write, self._store, self._ship = write_event, store_event, ship
-        self._request_checkpoint = request_checkpoint
+        self._request_checkpoint, self._notify = request_checkpoint, notify
         self._patience_s, self._retry_s, self._queue_max = patience_s, retry_s, queue_max
         self._queue: SimpleQueue[_Entry | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
@@ -343,6 +345,8 @@ class Emergency:
         except Exception as error:
             self._failed(f"event {entry.event.id} could not be written to a file", error)
         entry.written.set()
+        if self._notify is not None:
+            self._notify(entry.event)
         if self._store is not None:
             try:
                 self._store(entry.event)
