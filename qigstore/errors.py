@@ -10,6 +10,7 @@ as attributes, so a caller never parses a message.
     ├── InvalidInput                a value at the boundary cannot be recorded  (also ValueError)
     ├── NotFound                    no session, checkpoint or event of that name (also LookupError)
     ├── SessionBusy                 another living process records this session
+    ├── NotRunning                  no living process records this session, so none can be stopped
     ├── StoreError
     │   ├── StoreUnavailable        no database answers
     │   │   └── EmbeddedServerError the local server cannot be started
@@ -45,6 +46,7 @@ __all__ = [
     "InvalidInput",
     "NoHealthyCheckpoint",
     "NotFound",
+    "NotRunning",
     "NotStored",
     "QigstoreError",
     "SchemaOutdated",
@@ -108,6 +110,26 @@ class SessionBusy(QigstoreError):
         super().__init__(
             f"session {session!r} is being recorded by {owner}. Wait for it to end, choose another "
             "session name, or pass takeover=True to shut that process out."
+        )
+
+
+class NotRunning(QigstoreError):
+    """No process records this session now.
+
+    Attributes:
+        session: its name.
+        status: of its newest attempt; None where it has none.
+        reason: how that one ended, where it is known.
+    """
+
+    def __init__(self, session: str, status: str | None, reason: str | None) -> None:
+        self.session, self.status, self.reason = session, status, reason
+        how = "it was never started" if status is None else f"its newest attempt is {status}"
+        how += f" ({reason})" if reason else ""
+        if status == "lost":
+            how += ": its process has not been heard of within the heartbeat limit"
+        super().__init__(
+            f"session {session!r} is not running: {how}. See `qigstore sessions show {session}`."
         )
 
 

@@ -14,7 +14,8 @@ from threading import Lock
 from typing import TYPE_CHECKING
 from uuid import UUID
 
-from qigstore.checkpoints import CheckpointStore
+from qigstore.checkpoints import CheckpointManager, CheckpointStore, Retention
+from qigstore.checkpoints.keeper import CheckpointRows
 from qigstore.checkpoints.ranking import best_first, finite, judge
 from qigstore.database.engine import address_of, open_database
 from qigstore.errors import StoreUnavailable
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from qigstore.recording.shipper import Target
     from qigstore.settings import Settings
 
-__all__ = ["FolderRows", "Link", "LinkedRows"]
+__all__ = ["FolderRows", "Link", "LinkedRows", "folder_checkpoints", "linked_checkpoints"]
 
 _log = logging.getLogger("qigstore")
 
@@ -112,6 +113,10 @@ class Link:
         """Say that the attempt lives."""
         self.needed().sessions.heartbeat(self.attempt.id)
 
+    def asked_to_stop(self) -> Event | None:
+        """The request to stop that somebody left for the attempt, if any."""
+        return self.needed().stops.heard(self.attempt.id)
+
     # -- events -------------------------------------------------------------------------------
 
     def write_event(self, event: Event) -> object:
@@ -163,6 +168,30 @@ class Link:
             write_notes(self.spool.folder, notes)
         except OSError as error:
             _log.warning("%s takes no notes: %s", self.spool.folder, error)
+
+    def tell_event(
+        self, event_id: UUID, result: str, checkpoint: UUID | None, over: bool
+    ) -> object:
+        """Tell the database what became of an event, and whether it is over."""
+        events = self.needed().events
+        tell = events.resolve if over else events.note
+        return tell(event_id, result, checkpoint_id=checkpoint)
+
+    def note_reset(self, decision: Decision) -> None:
+        """Store what a soft reset chose; the attempt's own lineage stays as it is."""
+        words = f"soft reset: {decision.reason}"
+        self.needed().decisions.add(replace(decision, attempt=self.attempt.number, reason=words))
+
+    def answer(self, event: Event, checkpoint: UUID | None) -> None:
+        """Note what became of the event that stopped the attempt."""
+        code = self._notes.exit_status
+        saved = "no checkpoint" if checkpoint is None else f"checkpoint {checkpoint}"
+        result = f"{self._notes.status}, exit status {code}, {saved}"
+        if self.store is not None:
+            self.store.events.resolve(event.id, result, checkpoint_id=checkpoint)
+            return
+        detail, now = {**event.detail, "result": result}, datetime.now(UTC)
+        self.write_event(replace(event, detail=detail, checkpoint_id=checkpoint, resolved_at=now))
 
     def end(self) -> None:
         """Tell the database what is noted of the attempt; nothing where it never knew it."""
@@ -277,3 +306,45 @@ def _followed(item: Checkpoint, critical: Iterable[LoggedEvent], settle_steps: i
         if same and event.step is not None and 0 <= event.step - item.step <= settle_steps:
             return f"critical event {event.rule} at step {event.step}"
     return None
+
+
+def linked_checkpoints(
+    settings: Settings, link: Link, tell: Callable[..., object]
+) -> CheckpointManager:
+    """The checkpoints of an attempt; `tell(rule, message, step=…)` hears of a save that failed."""
+    folders = CheckpointStore(settings.checkpoint_root)
+
+    def report(checkpoint: UUID, step: int, error: Exception) -> None:
+        message = f"checkpoint {checkpoint} was not saved: {error}"
+        tell("checkpoint save", message, step=step)
+
+    local = FolderRows(folders, link.session.name, link.logged_events)
+    rows = local if settings.mode == "offline" else LinkedRows(link, local)
+    return _manager(settings, link, folders, rows, on_error=report)
+
+
+def folder_checkpoints(settings: Settings, link: Link) -> CheckpointManager:
+    """The same checkpoints, by their folders and the event log alone."""
+    folders = CheckpointStore(settings.checkpoint_root)
+    rows = FolderRows(folders, link.session.name, link.logged_events)
+    return _manager(settings, link, folders, rows)
+
+
+def _manager(
+    settings: Settings,
+    link: Link,
+    folders: CheckpointStore,
+    rows: CheckpointRows,
+    *,
+    on_error: Callable[[UUID, int, Exception], None] | None = None,
+) -> CheckpointManager:
+    return CheckpointManager(
+        folders,
+        rows,
+        session_id=link.session.id,
+        session_name=link.session.name,
+        attempt=link.attempt.number,
+        retention=Retention(settle_steps=settings.settle_steps),
+        phi_floor=settings.phi_floor,
+        on_error=on_error,
+    )

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from signal import Signals
@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from qigstore.attempt import Claim, claim, claim_offline
-from qigstore.checkpoints import CheckpointManager, CheckpointStore, Retention
-from qigstore.checkpoints.keeper import CheckpointRows
+from qigstore.checkpoints import CheckpointManager
 from qigstore.database.engine import address_of, open_database
 from qigstore.errors import (
+    EXIT_EMERGENCY,
     CheckpointError,
     ConfigurationError,
     InvalidInput,
@@ -29,16 +29,20 @@ from qigstore.errors import (
     StoreUnavailable,
 )
 from qigstore.leftovers import OtherLeftovers
-from qigstore.link import FolderRows, Link, LinkedRows
+from qigstore.link import Link, folder_checkpoints, linked_checkpoints
 from qigstore.recording import Recorder, Spool, Writer
 from qigstore.recording.late_writer import LateWriter
-from qigstore.records import AttemptStatus, CheckpointKind, Decision
+from qigstore.records import AttemptStatus, CheckpointKind, Decision, Event
 from qigstore.recovery import Policy, recover
 from qigstore.repository import Store
 from qigstore.safety.detectors import Alarm
 from qigstore.safety.emergency import Emergency, LeaveStep, Origin, Outcome, leave
+from qigstore.safety.lookout import Lookout
+from qigstore.safety.notify import Notifier
+from qigstore.safety.pulse import Pulse
+from qigstore.safety.reset import Resets, SoftReset
 from qigstore.safety.rules import RuleSet
-from qigstore.safety.signals import SignalWatch
+from qigstore.safety.signals import Deadline, SignalWatch
 
 if TYPE_CHECKING:
     from qigstore.settings import Settings
@@ -47,6 +51,10 @@ __all__ = ["Rooms", "open_rooms"]
 
 _log = logging.getLogger(__name__)
 _LEEWAY_S = 1.0
+_WATCHDOG_S = 5.0
+"""More than the way out has: it ends by itself unless it hangs."""
+_ROW_METRICS_MAX = 50
+"""Of the row that an event keeps: a row may have thousands."""
 _OTHERS_LIMIT_S = 5.0
 """How long closing waits for what other sessions left; it is shipped another time otherwise."""
 
@@ -66,10 +74,18 @@ class Rooms:
     checkpoints: CheckpointManager
     emergency: Emergency
     signals: SignalWatch
+    pulse: Pulse
+    lookout: Lookout
+    notifier: Notifier
+    resets: Resets
     notice_signal: Callable[[int], None]
     """Ask for the stop that a signal means."""
     checkpoint_wanted: list[str] = field(default_factory=list)
     """Reasons of alarms that asked for a checkpoint since the last one."""
+    asked_to_save: list[Event] = field(default_factory=list)
+    """The events of these alarms."""
+    saved_on_stop: UUID | None = None
+    """The checkpoint that was saved because a stop was asked for."""
     others: OtherLeftovers | None = None
     """Ships what processes of other sessions left; there once there is a database."""
 
@@ -80,10 +96,43 @@ class Rooms:
         """Whether an alarm, a signal or a person asked this run to stop."""
         return self.emergency.stop.requested or self.signals.signum is not None
 
+    @property
+    def saves_on_stop(self) -> bool:
+        """Whether the stop that was asked for wants a checkpoint first."""
+        return self.should_stop and self.emergency.stop.checkpoint
+
     def raise_alarms(self, alarms: Sequence[Alarm]) -> None:
-        """Make the events of a step's alarms and act on them."""
+        """Make the events of a step's alarms, each with its row and rule, and act on them."""
+        row = dict(list(self.recorder.last.items())[:_ROW_METRICS_MAX])
         for alarm in alarms:
-            self.emergency.raise_alarm(alarm)
+            event = self.emergency.raise_alarm(
+                alarm, {"row": row, "rule": self.rules.learnt(alarm)}
+            )
+            if alarm.action == "soft_reset":
+                self.resets.want(event)
+            elif alarm.action != "abort":
+                self.lookout.follow(alarm, event)
+            if alarm.action == "checkpoint":
+                self.asked_to_save.append(event)
+
+    def arm_soft_reset(
+        self, take_in: Callable[[Any], object], policy: Policy, cooldown_s: float, resets_max: int
+    ) -> None:
+        """From now on a rule may go back to a healthy checkpoint, which `take_in` is given."""
+        self.resets.soft = SoftReset(
+            _HealthyNow(self, policy),
+            reset_callback=take_in,
+            cooldown_seconds=cooldown_s,
+            resets_max=resets_max,
+            progress_steps=self.settings.settle_steps,
+        )
+
+    def reset_if_wanted(self, step: int) -> bool:
+        """Go back to a healthy checkpoint if an alarm asked for it; whether that was done now."""
+        known = self.resets.perform(step)
+        if known is not None:
+            self._remember(known["metadata"])
+        return known is not None
 
     def recover(self, *, policy: Policy, has_default: bool) -> tuple[Any, Decision]:
         """Choose, verify and load; then judge as the run did that saved it.
@@ -106,12 +155,24 @@ class Rooms:
         return state, decision
 
     def _recover_from_folders(self, choose: partial[tuple[Any, Decision]]) -> tuple[Any, Decision]:
-        folders = self.checkpoints.store
-        rows = FolderRows(folders, self.link.session.name, self.link.logged_events)
-        state, decision = choose(_manager(self.settings, self.link, folders, rows))
+        state, decision = choose(folder_checkpoints(self.settings, self.link))
         if decision.chosen is not None:
             self.checkpoints.protect(decision.chosen.id)
         self.link.note_recovery(decision)
+        return state, decision
+
+    def go_back(self, policy: Policy) -> tuple[Any, Decision]:
+        """Choose, verify and load for a soft reset: the attempt's lineage stays as it is.
+
+        Raises:
+            NoHealthyCheckpoint: there is nothing to go back to.
+        """
+        try:
+            state, decision = recover(self.checkpoints, policy=policy)
+            self.link.note_reset(decision)
+        except StoreUnavailable as away:
+            _log.warning("the soft reset goes by the folders alone: %s", away)
+            state, decision = recover(folder_checkpoints(self.settings, self.link), policy=policy)
         return state, decision
 
     def _remember(self, metadata: Mapping[str, Any]) -> None:
@@ -122,6 +183,18 @@ class Rooms:
                 self.recorder.set_reference_basin(metadata[_REFERENCE])
         except InvalidInput as error:
             warnings.warn(f"what the rules had learnt is lost: {error}", RuntimeWarning, 4)
+
+    @contextmanager
+    def watched(self, what: str) -> Iterator[None]:
+        """While the run leaves: whatever hangs is shown (all stacks), and the process ends."""
+        stop = self.emergency.stop
+        if not self.should_stop:
+            yield
+            return
+        status = 128 + stop.signum if stop.signum else EXIT_EMERGENCY
+        limit_s = self.settings.abort_deadline_s + _WATCHDOG_S
+        with Deadline.during(limit_s, status, f"stopping ({stop.reason}), {what}"):
+            yield
 
     def save(self, state: Any, step: int) -> UUID | None:
         """Save a state with what was recorded at its step; waits when the run is to stop.
@@ -153,6 +226,8 @@ class Rooms:
             metadata=metadata,
         )
         self.checkpoint_wanted.clear()
+        while self.asked_to_save:
+            self.lookout.acted(self.asked_to_save.pop(), f"saved at step {step}", saved)
         if self.should_stop:
             try:
                 self.checkpoints.wait(self.settings.abort_deadline_s / 2)
@@ -160,6 +235,7 @@ class Rooms:
                 # on_error has made its event; what remains is to leave with what there is.
                 _log.error("the last checkpoint was not committed: %s", error)
                 return None
+            self.saved_on_stop = saved
         return saved
 
     @property
@@ -183,16 +259,27 @@ class Rooms:
         steps = [
             LeaveStep("checkpoint", self.checkpoints.close),
             LeaveStep("events", self._close_events),
+            LeaveStep("notifications", self.notifier.close, self.settings.notify_timeout_s),
             LeaveStep("telemetry", self._close_writer, None if aborted else limit + _LEEWAY_S),
-            LeaveStep("attempt", lambda _limit_s: self.link.end()),
+            LeaveStep("attempt", lambda _limit_s: self._end_attempt()),
             LeaveStep("leftovers", partial(self._close_others, 0.0 if aborted else limit)),
         ]
         deadline_s = self.settings.abort_deadline_s if aborted else 300.0 + 2 * limit
         try:
             outcomes = leave(steps, deadline_s=deadline_s)
         finally:
+            self.pulse.close()
             self.link.close()
         _raise_first(outcomes)
+
+    def _end_attempt(self) -> None:
+        self.pulse.close()
+        if self.link.store is not None:
+            self.lookout.look()
+        event = self.emergency.stop.event
+        if event is not None:
+            self.link.answer(event, self.saved_on_stop)
+        self.link.end()
 
     def _close_writer(self, limit_s: float) -> None:
         # Less than it has, so that it is the one to say how many rows wait, and where.
@@ -205,6 +292,24 @@ class Rooms:
     def _close_others(self, patience_s: float, limit_s: float) -> None:
         if self.others is not None:
             self.others.close(min(patience_s, limit_s, _OTHERS_LIMIT_S))
+
+
+@dataclass(frozen=True, slots=True)
+class _HealthyNow:
+    """The checkpoint that recovery would take now, for a soft reset."""
+
+    rooms: Rooms
+    policy: Policy
+
+    def load_best_checkpoint(self) -> tuple[Any, Mapping[str, Any]]:
+        """The state, and what is known of its checkpoint."""
+        state, decision = self.rooms.go_back(self.policy)
+        chosen = decision.chosen
+        assert chosen is not None
+        return state, {
+            "checkpoint_id": str(chosen.id), "attempt": chosen.attempt, "step": chosen.step,
+            "metadata": chosen.metadata, "why": decision.reason,
+        }  # fmt: skip
 
 
 def _raise_first(outcomes: Sequence[Outcome]) -> None:
@@ -230,7 +335,7 @@ def open_rooms(
     Raises:
         SessionBusy, SpoolFull, ConfigurationError, InvalidInput.
     """
-    declared = RuleSet.of(rules)
+    declared = RuleSet.of(settings.rules if rules is None else rules)
     with ExitStack() as undo:
         try:
             store, claimed, why = _claim(settings, name, config, takeover=takeover)
@@ -251,6 +356,7 @@ def open_rooms(
                 4,
             )
         rooms.writer.start()
+        rooms.emergency.start()
         rooms.signals.install()
         undo.pop_all()
     return rooms
@@ -281,7 +387,8 @@ def _build(
     settings: Settings, link: Link, claimed: Claim, rules: RuleSet, why: str | None
 ) -> Rooms:
     wanted: list[str] = []
-    emergency = _emergency(settings, link, wanted)
+    notifier = Notifier.of(settings, link.session.name)
+    emergency = _emergency(settings, link, wanted, notifier)
     recorder = Recorder(claimed.spool, bind_rules=rules.bind)
 
     def notice_signal(signum: int) -> None:
@@ -290,6 +397,16 @@ def _build(
 
     def connect() -> Writer:
         return _connect(rooms, claimed.spool)
+
+    tell_idle = partial(emergency.report, "rules", severity="info")
+    lookout = Lookout(
+        rules,
+        lambda: (claimed.spool.seq, recorder.last_step),
+        lambda alarm: rooms.raise_alarms((alarm,)),
+        link.tell_event,
+        # Who declared no rules is not told that the default ones watch a loss.
+        idle=None if rules.rules == RuleSet.of(None).rules else tell_idle,
+    )
 
     if why is None:
         writer: Writer | LateWriter = _writer(settings, link, claimed.spool, claimed.epoch)
@@ -302,15 +419,25 @@ def _build(
         rules=rules,
         recorder=recorder,
         writer=writer,
-        checkpoints=_checkpoints(settings, link, emergency),
+        checkpoints=linked_checkpoints(settings, link, emergency.report),
         emergency=emergency,
         # The orderly way out has the deadline; the watch's own is for when that way hangs.
-        signals=SignalWatch(notice_signal, deadline_s=settings.abort_deadline_s + 5.0),
+        signals=SignalWatch(notice_signal, deadline_s=settings.abort_deadline_s + _WATCHDOG_S),
+        pulse=Pulse(
+            link.heartbeat,
+            link.asked_to_stop,
+            emergency.heed,
+            interval_s=settings.heartbeat_interval_s,
+            look=lookout.look,
+        ),
+        lookout=lookout,
+        notifier=notifier,
+        resets=Resets(emergency, lookout.over),
         notice_signal=notice_signal,
         checkpoint_wanted=wanted,
     )
     if link.store is not None:
-        _ship_others(rooms)
+        _reached(rooms)
     return rooms
 
 
@@ -331,17 +458,19 @@ def _connect(rooms: Rooms, spool: Spool) -> Writer:
             # Nobody could tell when this run opened; both are kept, each as an attempt.
             message = f"process {other.pid} on {other.host} records this session at the same time"
             rooms.emergency.report("second attempt", message)
-    _ship_others(rooms)
+    _reached(rooms)
     return _writer(rooms.settings, rooms.link, spool, target.epoch)
 
 
-def _ship_others(rooms: Rooms) -> None:
+def _reached(rooms: Rooms) -> None:
+    """Begin what needs a database: the pulse, and shipping what others left."""
+    rooms.pulse.start()
     session, address = rooms.link.session.name, address_of(rooms.settings)
     rooms.others = OtherLeftovers(rooms.link.needed(), rooms.settings, session, address)
     rooms.others.start()
 
 
-def _emergency(settings: Settings, link: Link, wanted: list[str]) -> Emergency:
+def _emergency(settings: Settings, link: Link, wanted: list[str], notifier: Notifier) -> Emergency:
     asked = settings.mode == "online"
     return Emergency(
         Origin(link.session.id, link.attempt.number),
@@ -349,6 +478,7 @@ def _emergency(settings: Settings, link: Link, wanted: list[str]) -> Emergency:
         store_event=link.store_event if asked else None,
         ship=link.ship_events if asked else None,
         request_checkpoint=wanted.append,
+        notify=notifier.notify,
     )
 
 
@@ -361,38 +491,4 @@ def _writer(settings: Settings, link: Link, spool: Spool, epoch: int) -> Writer:
         epoch=epoch,
         flush_interval_s=settings.flush_interval_s,
         batch_rows_max=settings.batch_rows_max,
-        heartbeat_interval_s=settings.heartbeat_interval_s,
-        heartbeat=link.heartbeat,
-    )
-
-
-def _checkpoints(settings: Settings, link: Link, emergency: Emergency) -> CheckpointManager:
-    folders = CheckpointStore(settings.checkpoint_root)
-
-    def report(checkpoint: UUID, step: int, error: Exception) -> None:
-        message = f"checkpoint {checkpoint} was not saved: {error}"
-        emergency.report("checkpoint save", message, step=step)
-
-    local = FolderRows(folders, link.session.name, link.logged_events)
-    rows = local if settings.mode == "offline" else LinkedRows(link, local)
-    return _manager(settings, link, folders, rows, on_error=report)
-
-
-def _manager(
-    settings: Settings,
-    link: Link,
-    folders: CheckpointStore,
-    rows: CheckpointRows,
-    *,
-    on_error: Callable[[UUID, int, Exception], None] | None = None,
-) -> CheckpointManager:
-    return CheckpointManager(
-        folders,
-        rows,
-        session_id=link.session.id,
-        session_name=link.session.name,
-        attempt=link.attempt.number,
-        retention=Retention(settle_steps=settings.settle_steps),
-        phi_floor=settings.phi_floor,
-        on_error=on_error,
     )

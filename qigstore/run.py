@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
@@ -23,6 +23,8 @@ from qigstore.errors import (
 from qigstore.settings import Settings, load_settings
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from qigstore.recording import Health
     from qigstore.records import AttemptStatus, Decision
     from qigstore.recovery import Policy
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Run", "session"]
 
-Rules: TypeAlias = "RuleSet | str | Mapping[str, Any] | Sequence[Rule] | None"
+Rules: TypeAlias = "RuleSet | str | Path | Mapping[str, Any] | Sequence[Rule] | None"
 _POLICIES = ("best", "newest", "best_recent")
 # As a library should: what is logged goes where the program's own logging sends it.
 logging.getLogger("qigstore").addHandler(logging.NullHandler())
@@ -52,8 +54,9 @@ def session(
     Args:
         name: 1 to 200 printable characters; the same name continues the same session.
         config: what the run was started with; JSON values; stored with the attempt.
-        rules: what to watch: a `RuleSet`, a preset's name, declared rules, or the mapping of a
-            TOML file; None: every metric finite, and jumps and drifts of `loss`.
+        rules: what to watch: a `RuleSet`, a preset's name, declared rules, a TOML file's path or
+            its mapping; None: the file that the settings name, else every metric finite, and jumps
+            and drifts of `loss`.
         policy: which healthy checkpoint `recover` takes: "best", "newest" or "best_recent".
         takeover: shut out another living process that records this session.
         quiet: do not print the recovery's decision to stderr.
@@ -159,7 +162,8 @@ class Run:
             rooms.notice_signal(rooms.signals.signum)  # its thread may not have come to it yet
         status, reason, code = _outcome(rooms, error)
         try:
-            rooms.close(status, reason, code)
+            with rooms.watched("closing the run"):
+                rooms.close(status, reason, code)
         except BaseException as waiting:
             if not isinstance(waiting, QigstoreError) or (error is None and status == "completed"):
                 rooms.signals.restore()
@@ -222,15 +226,37 @@ class Run:
         """
         skip = self.decision.skip_steps if self.decision is not None else None
         for step in range(start, stop):
+            if self._rooms is not None and self._rooms.reset_if_wanted(step):
+                self._offered = None  # the state that was left behind
             if self.should_stop:
                 break
             if skip is not None and skip[0] <= step <= skip[1]:
                 continue
             yield step
-        if self.should_stop and self._offered is not None:
+        if self._offered is not None and self._rooms is not None and self._rooms.saves_on_stop:
             state, step = self._offered
             if step != self._saved_step:
                 self._save(state, step)
+
+    def on_soft_reset(
+        self, take_in: Callable[[Any], object], *, cooldown_s: float = 60.0, resets_max: int = 3
+    ) -> None:
+        """Let rules with the action `soft_reset` put this run back to a healthy checkpoint.
+
+        The state goes back, the steps go on: `steps` calls `take_in(state)` between two steps, and
+        the data in between is left out. Without this call such a rule stops the run, and the next
+        start goes back.
+
+        Args:
+            take_in: puts a state into the living model.
+            cooldown_s: between two resets at least.
+            resets_max: so many in a row without progress; then the run stops.
+
+        Raises:
+            ConfigurationError: a number out of its range.
+        """
+        if (rooms := self._opened()) is not None:
+            rooms.arm_soft_reset(take_in, self._policy, cooldown_s, resets_max)
 
     def record(self, step: int, row: Mapping[str, Any] | None = None, /, **metrics: Any) -> None:
         """Record one step; microseconds, and it survives the death of the process.
@@ -258,7 +284,7 @@ class Run:
             rooms.raise_alarms(alarms)
 
     def checkpoint(self, state: Any, *, step: int, every: int = 1) -> bool:
-        """Save `state` after each `every` steps, and at once when a stop is asked for.
+        """Save `state` after each `every` steps, and at once when a stop asks for it.
 
         The state is copied before this returns; writing, hashing and ranking happen behind.
 
@@ -271,14 +297,19 @@ class Run:
         if every < 1:
             raise ConfigurationError(f"every={every}; expected a number of steps, at least 1")
         self._offered = (state, step)
-        if (step + 1) % every and not self.should_stop and not rooms.checkpoint_wanted:
+        if rooms.should_stop:
+            due = rooms.saves_on_stop
+        else:
+            due = (step + 1) % every == 0 or bool(rooms.checkpoint_wanted)
+        if not due:
             return False
         self._save(state, step)
         return True
 
     def _save(self, state: Any, step: int) -> None:
         assert self._rooms is not None
-        self._rooms.save(state, step)
+        with self._rooms.watched("saving its state"):
+            self._rooms.save(state, step)
         self._saved_step = step
 
     # -- the state of things ------------------------------------------------------------------

@@ -63,6 +63,17 @@ class Settings(BaseSettings):
     abort_deadline_s: float = Field(default=20.0, gt=0)
     heartbeat_interval_s: float = Field(default=5.0, gt=0)
     heartbeat_limit_s: float = Field(default=30.0, gt=0)
+    notify_command: str | None = Field(
+        default=None, description="command told of events: JSON on stdin; no shell"
+    )
+    notify_url: SecretStr | None = Field(
+        default=None, description="webhook that events are posted to, as JSON"
+    )
+    notify_severity: Literal["info", "warning", "critical"] = Field(default="critical")
+    notify_timeout_s: float = Field(default=10.0, gt=0, le=300)
+    rules: Path | None = Field(
+        default=None, description="TOML file of rules for runs that declare none of their own"
+    )
     settle_steps: int = Field(
         default=50, ge=0, description="a checkpoint is healthy when no critical event follows in it"
     )

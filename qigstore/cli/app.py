@@ -10,6 +10,7 @@ import typer
 
 from qigstore.cli import (
     EXIT_CODES,
+    abort,
     checkpoints,
     db,
     demo,
@@ -72,6 +73,7 @@ def global_options(
 app.command("demo")(demo.demo)
 app.add_typer(sessions.app, name="sessions")
 app.add_typer(checkpoints.app, name="checkpoints")
+app.command("abort")(abort.abort)
 app.command("recover")(recover.recover)
 app.add_typer(events.app, name="events")
 app.command("export")(exchange.export)

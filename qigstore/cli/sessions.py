@@ -25,8 +25,12 @@ def list_sessions(
     as_json: Json = False,
 ) -> None:
     """List sessions, the newest first."""
-    with opened_store() as store:
-        found = store.sessions.list(limit=limit, offset=offset)
+    from qigstore.settings import load_settings
+
+    settings = load_settings()
+    with opened_store(settings) as store:
+        limit_s = settings.heartbeat_limit_s
+        found = store.sessions.list(limit=limit, offset=offset, heartbeat_limit_s=limit_s)
     if as_json:
         print_json(found)
         return
@@ -42,18 +46,22 @@ def list_sessions(
 @app.command()
 def show(session: SessionName, as_json: Json = False) -> None:
     """Show one session: its attempts, its newest row, its events and checkpoints in numbers."""
-    with opened_store() as store:
-        data = _gather(store, store.sessions.get(session))
+    from qigstore.settings import load_settings
+
+    settings = load_settings()
+    with opened_store(settings) as store:
+        limit_s = settings.heartbeat_limit_s
+        data = _gather(store, store.sessions.get(session, heartbeat_limit_s=limit_s), limit_s)
     if as_json:
         print_json(data)
     else:
         _print(data)
 
 
-def _gather(store: Store, info: SessionInfo) -> dict[str, Any]:
+def _gather(store: Store, info: SessionInfo, limit_s: float) -> dict[str, Any]:
     rows = {attempt: count for attempt, rank, count, *_ in store.telemetry.counts(info.id)
             if rank == 0}  # fmt: skip
-    attempts = store.sessions.attempts(info.id)
+    attempts = store.sessions.attempts(info.id, heartbeat_limit_s=limit_s)
     return {
         "session": info,
         "rows": sum(rows.values()),

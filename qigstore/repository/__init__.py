@@ -16,6 +16,7 @@ from qigstore.repository.decisions import Decisions
 from qigstore.repository.events import Events
 from qigstore.repository.exports import Exports
 from qigstore.repository.sessions import Sessions
+from qigstore.repository.stops import Stops
 from qigstore.repository.telemetry import RowCount, Telemetry
 from qigstore.repository.writers import Writers, WriterState
 
@@ -38,8 +39,8 @@ class Store:
     """All repositories on one database; any number of threads may use it.
 
     Attributes:
-        sessions, writers, telemetry, curves, events, checkpoints, decisions, exports: one
-            repository a noun.
+        sessions, writers, telemetry, curves, events, stops, checkpoints, decisions, exports:
+            one repository a noun.
         database: where they keep it.
     """
 
@@ -50,6 +51,7 @@ class Store:
         self.telemetry = Telemetry(database)
         self.curves = Curves(database)
         self.events = Events(database)
+        self.stops = Stops(database)
         self.checkpoints = Checkpoints(database)
         self.decisions = Decisions(database)
         self.exports = Exports(database)

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, get_args
 from uuid import UUID
 
-from sqlalchemy import Connection, func, select, update
+from sqlalchemy import ColumnElement, Connection, func, select, update
 
 from qigstore.database.schema import event as events
 from qigstore.errors import InvalidInput
@@ -18,7 +18,14 @@ from qigstore.repository.texts import document, optional_text, text_value
 if TYPE_CHECKING:
     from qigstore.database.engine import Database
 
-__all__ = ["Events"]
+__all__ = ["Events", "with_result"]
+
+
+def with_result(result: str) -> ColumnElement[Any]:
+    """An event's detail, and in its `result` what became of it, after what was said before."""
+    known = events.c.detail["result"].astext
+    words = func.concat_ws("; ", known, text_value("result", result))
+    return events.c.detail.op("||")(func.jsonb_build_object("result", words))
 
 
 class Events:
@@ -51,15 +58,18 @@ class Events:
         session_id: int | None = None,
         *,
         severity: Severity | None = None,
+        still_open: bool = False,
         limit: int = 100,
     ) -> builtins.list[Event]:
-        """Events, the newest first."""
+        """Events, the newest first; `still_open`: neither acknowledged nor resolved."""
         query = select(events).order_by(events.c.raised_at.desc(), events.c.id).limit(limit)
         if session_id is not None:
             query = query.where(events.c.session_id == session_id)
         if severity is not None:
             _known("severity", severity)
             query = query.where(events.c.severity == severity)
+        if still_open:
+            query = query.where(events.c.acknowledged_at.is_(None), events.c.resolved_at.is_(None))
         with self._database.begin() as connection:
             return [Event(**row._mapping) for row in connection.execute(query)]
 
@@ -84,6 +94,36 @@ class Events:
             change = update(events).where(events.c.id == found.id).values(acknowledged_at=first)
             connection.execute(change)
             return _get(connection, found.id)
+
+    def note(self, event_id: UUID, result: str, *, checkpoint_id: UUID | None = None) -> bool:
+        """Note what an event's action came to; False where there is no such event.
+
+        Args:
+            result: in words; kept as `detail["result"]`.
+            checkpoint_id: what was saved because of it.
+
+        Raises:
+            InvalidInput: a text that cannot be stored.
+        """
+        return self._tell(event_id, result, checkpoint_id, {})
+
+    def resolve(self, event_id: UUID, result: str, *, checkpoint_id: UUID | None = None) -> bool:
+        """The same, and that the event is over; False where that was known already.
+
+        Raises:
+            InvalidInput: a text that cannot be stored.
+        """
+        return self._tell(event_id, result, checkpoint_id, {"resolved_at": func.now()})
+
+    def _tell(
+        self, event_id: UUID, result: str, checkpoint_id: UUID | None, more: dict[str, Any]
+    ) -> bool:
+        values = {**more, "detail": with_result(result)}
+        if checkpoint_id is not None:
+            values["checkpoint_id"] = checkpoint_id
+        change = update(events).where(events.c.id == event_id, events.c.resolved_at.is_(None))
+        with self._database.begin() as connection:
+            return connection.execute(change.values(values)).rowcount == 1
 
 
 def _get(connection: Connection, event_id: UUID | str) -> Event:

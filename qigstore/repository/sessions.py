@@ -26,23 +26,25 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from qigstore.database.schema import attempt as attempts
+from qigstore.database.schema import event as events
 from qigstore.database.schema import session as sessions
 from qigstore.database.schema import writer as writers
 from qigstore.database.views import LOST_AFTER_S
 from qigstore.errors import InvalidInput, NotFound
 from qigstore.records import AttemptInfo, AttemptStatus, SessionInfo
+from qigstore.repository.events import with_result
 from qigstore.repository.texts import document, line, near, optional_text, text_value
 
 if TYPE_CHECKING:
     from qigstore.database.engine import Database
 
-__all__ = ["Sessions"]
+__all__ = ["Sessions", "shown_status"]
 
 _NAMES_COMPARED = 1000
 _INT4_MAX, _INT8_MAX = 2**31 - 1, 2**63 - 1
 
 
-def _status(limit_s: float) -> ColumnElement[str]:
+def shown_status(limit_s: float) -> ColumnElement[str]:
     """The stored status, but 'lost' for one that runs and has not been heard of."""
     silent = attempts.c.heartbeat_at < func.now() - timedelta(seconds=limit_s)
     return case(
@@ -188,7 +190,7 @@ class Sessions:
 
         `ended_at`: when, where that was before the database heard of it; None: now.
         A lost one may turn out to have ended otherwise; any other end is final. A lost attempt
-        ended at its last heartbeat, as far as anybody knows.
+        ended at its last heartbeat, as far as anybody knows. What asked it to stop is resolved.
 
         Raises:
             NotFound: there is no such attempt.
@@ -216,6 +218,8 @@ class Sessions:
             )
             if closed.rowcount == 0 and _attempt(connection, attempt_id) is None:
                 raise NotFound("attempt", attempt_id)
+            if closed.rowcount:
+                _answer_stops(connection, attempt_id, status, exit_status)
             return closed.rowcount == 1
 
     def attempt(self, attempt_id: UUID) -> AttemptInfo | None:
@@ -234,10 +238,26 @@ class Sessions:
             ]
 
 
+def _answer_stops(
+    connection: Connection, attempt_id: UUID, status: str, exit_status: int | None
+) -> None:
+    """Say of each event that wanted the attempt to stop how the attempt ended."""
+    code = "" if exit_status is None else f", exit status {exit_status}"
+    mine = attempts.c.id == attempt_id
+    asked = (
+        events.c.session_id == select(attempts.c.session_id).where(mine).scalar_subquery(),
+        events.c.attempt == select(attempts.c.number).where(mine).scalar_subquery(),
+        events.c.action == "abort",
+        events.c.resolved_at.is_(None),
+    )
+    answer = {"resolved_at": func.now(), "detail": with_result(f"{status}{code}")}
+    connection.execute(update(events).where(*asked).values(answer))
+
+
 def _info(limit_s: float) -> Select[Any]:
     """Sessions with the standing of their newest attempt, in the order of `SessionInfo`."""
     newest = (
-        select(_status(limit_s).label("status"))
+        select(shown_status(limit_s).label("status"))
         .where(attempts.c.session_id == sessions.c.id)
         .order_by(attempts.c.number.desc())
         .limit(1)
@@ -273,7 +293,7 @@ def _find(connection: Connection, name: str, limit_s: float = LOST_AFTER_S) -> S
 
 def _attempts(limit_s: float) -> Select[Any]:
     columns = [column for column in attempts.c if column.name != "status"]
-    return select(*columns, _status(limit_s).label("status"))
+    return select(*columns, shown_status(limit_s).label("status"))
 
 
 def _attempt(connection: Connection, attempt_id: UUID) -> AttemptInfo | None:

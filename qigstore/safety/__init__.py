@@ -13,7 +13,20 @@ if TYPE_CHECKING:
     from qigstore.safety.emergency import Emergency, LeaveStep, Origin, Outcome, StopFlag, leave
     from qigstore.safety.handler import EmergencyAbortHandler
     from qigstore.safety.monitor import IntegratedMonitor, TelemetryCollector, create_monitor
-    from qigstore.safety.rules import Alarm, Ewma, Finite, PageHinkley, Rule, RuleSet, Threshold
+    from qigstore.safety.pulse import Pulse
+    from qigstore.safety.reset import SoftReset
+    from qigstore.safety.rules import (
+        Alarm,
+        Escalation,
+        Ewma,
+        Finite,
+        Heartbeat,
+        PageHinkley,
+        Rate,
+        Rule,
+        RuleSet,
+        Threshold,
+    )
     from qigstore.safety.signals import Deadline, SignalWatch
 
 _HOME = {
@@ -21,16 +34,21 @@ _HOME = {
     "Deadline": "signals",
     "Emergency": "emergency",
     "EmergencyAbortHandler": "handler",
+    "Escalation": "rules",
     "Ewma": "rules",
     "Finite": "rules",
+    "Heartbeat": "rules",
     "IntegratedMonitor": "monitor",
     "LeaveStep": "emergency",
     "Origin": "emergency",
     "Outcome": "emergency",
     "PageHinkley": "rules",
+    "Pulse": "pulse",
+    "Rate": "rules",
     "Rule": "rules",
     "RuleSet": "rules",
     "SignalWatch": "signals",
+    "SoftReset": "reset",
     "StopFlag": "emergency",
     "TelemetryCollector": "monitor",
     "Threshold": "rules",
@@ -43,16 +61,21 @@ __all__ = [
     "Deadline",
     "Emergency",
     "EmergencyAbortHandler",
+    "Escalation",
     "Ewma",
     "Finite",
+    "Heartbeat",
     "IntegratedMonitor",
     "LeaveStep",
     "Origin",
     "Outcome",
     "PageHinkley",
+    "Pulse",
+    "Rate",
     "Rule",
     "RuleSet",
     "SignalWatch",
+    "SoftReset",
     "StopFlag",
     "TelemetryCollector",
     "Threshold",

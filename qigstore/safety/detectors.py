@@ -8,7 +8,9 @@ that. Nothing here allocates, locks or calls out while the metric is quiet.
 from __future__ import annotations
 
 import math
+import sys
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -24,13 +26,17 @@ __all__ = [
     "FiniteDetector",
     "Observer",
     "PageHinkleyDetector",
+    "RateDetector",
     "ThresholdDetector",
 ]
 
-Action = Literal["record", "checkpoint", "abort"]
+Action = Literal["record", "checkpoint", "soft_reset", "abort"]
 
 # The square of a larger deviation would overflow, and an infinite variance never comes down again.
 _DEVIATION_MAX = 1e148
+_LAG = 5
+"""Long-run variances that are kept, one each 32 values: the one in use is 128 values old."""
+_TINY = sys.float_info.min
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +62,15 @@ class Detector:
     def __init__(self, name: str, severity: Severity, action: Action, metric: str) -> None:
         self.name, self.severity, self.action, self.metric = name, severity, action, metric
 
-    def state(self) -> dict[str, float | int | bool]:
+    @property
+    def latched(self) -> bool:
+        """Whether an episode lasts: until it ends, no other alarm begins."""
+        return bool(getattr(self, "open", False))
+
+    def state(self) -> dict[str, Any]:
         """The numbers that have to survive, ready for JSON."""
-        return {name: getattr(self, name) for name in self.SAVED}
+        saved = {name: getattr(self, name) for name in self.SAVED}
+        return {name: [*held] if isinstance(held, deque) else held for name, held in saved.items()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take over what `state` gave.
@@ -66,13 +78,15 @@ class Detector:
         Raises:
             InvalidInput: a number is missing or is none.
         """
-        taken: dict[str, float | int | bool] = {}
+        taken: dict[str, Any] = {}
         for name in self.SAVED:
-            value, kind = state.get(name), type(getattr(self, name))
-            if not isinstance(value, (int, float)) or not math.isfinite(value):
+            value, held = state.get(name), getattr(self, name)
+            several = isinstance(held, deque)
+            numbers = value if several and isinstance(value, list) else [value]
+            if not all(isinstance(n, (int, float)) and math.isfinite(n) for n in numbers):
                 where = f"rules state of {self.name!r} for {self.metric!r}: {name}"
                 raise InvalidInput(where, value, "a finite number, as state() wrote it")
-            taken[name] = kind(value)
+            taken[name] = deque(numbers, held.maxlen) if several else type(held)(value)
         for name, number in taken.items():
             setattr(self, name, number)
 
@@ -218,6 +232,11 @@ class EwmaDetector(_Numbered):
         self.count, self.mean, self.variance = 0, 0.0, 0.0
         self.run, self.good, self.level = 0, 0, 0
 
+    @property
+    def latched(self) -> bool:
+        """Whether an episode lasts."""
+        return self.level > 0
+
     def observe(self, step: int, value: float) -> Alarm | None:
         """Take one finite value; the alarm that it raises, if any."""
         deviation = value - self.mean
@@ -269,22 +288,67 @@ class EwmaDetector(_Numbered):
         return Alarm(self.name, severity, self.metric, value, limit, message, action, step)
 
 
+class RateDetector(_Numbered):
+    """x(t) − x(t − `over`) beyond `limit`; `relative`: over |x(t − `over`)|."""
+
+    __slots__ = ("direction", "limit", "open", "over", "recent", "relative")
+    SAVED = ("open", "recent")
+    limit: float
+    over: int
+    direction: int
+    relative: int
+
+    def __init__(
+        self, name: str, severity: Severity, action: Action, metric: str, **limits: float
+    ) -> None:
+        super().__init__(name, severity, action, metric, **limits)
+        self.recent: deque[float] = deque(maxlen=int(self.over))
+        self.open = False
+
+    def observe(self, step: int, value: float) -> Alarm | None:
+        """Take one finite value; the alarm that it raises, if any."""
+        recent = self.recent
+        before = recent[0] if len(recent) == self.over else None
+        recent.append(value)
+        if before is None:
+            return None
+        change = value - before
+        if self.relative:
+            change /= max(abs(before), _TINY)
+        size = abs(change) if self.direction == 0 else change * self.direction
+        if size <= self.limit:
+            self.open = False
+            return None
+        if self.open:
+            return None
+        self.open = True
+        steps = f"{self.over} values" if self.over > 1 else "one value"
+        times = " of itself" if self.relative else ""
+        message = f"{self.metric} went from {before:.6g} to {value:.6g} within {steps}"
+        message += f": {change:+.6g}{times}, {self.limit:.6g} allowed"
+        return self._alarm(step, value, self.limit, message)
+
+
 class PageHinkleyDetector(_Numbered):
     """A slow rise (or fall): S ← max(0, S + z − δ) against a mean over `window` values, S > λ.
 
-    s² is the larger of half the running mean of squared successive differences, which a trend does
-    not inflate, and the slow variance about μ, which noise with a memory needs. Four values are
-    taken together: what a slow change costs in delay (three steps) is nothing, and three steps in
-    four cost next to nothing. Their mean z is clipped at ±2.5, so that no single value adds more
-    than 10 to S.
+    s² is the largest of half the running mean of squared successive differences, which a trend does
+    not inflate; the slow variance about μ; and the long-run variance v, which noise with a memory
+    needs, as sums of it wander farther. v = 32·E[(second difference of means over 32 values)²]/6:
+    a trend leaves it alone, and it is taken as it was 128 values ago, so that what is to be noticed
+    does not hide itself. Four values are taken together: what a slow change costs in delay (three
+    steps) is nothing, and three steps in four cost next to nothing. Their mean z is clipped at
+    ±2.5, so that no single value adds more than 10 to S.
     """
 
     __slots__ = (
         "count", "delta", "direction", "floor", "floor_relative", "gathered", "jitter", "lam",
-        "last", "mean", "open", "scale", "total", "variance", "warm_up", "weight",
+        "last", "long_run", "mean", "means", "open", "scale", "total", "variance", "warm_up",
+        "weight", "wide",
     )  # fmt: skip
     SAVED = (
-        "count", "gathered", "jitter", "last", "mean", "open", "scale", "total", "variance",
+        "count", "gathered", "jitter", "last", "long_run", "mean", "means", "open", "scale",
+        "total", "variance", "wide",
     )  # fmt: skip
     delta: float
     lam: float
@@ -301,6 +365,10 @@ class PageHinkleyDetector(_Numbered):
         self.count, self.mean, self.variance, self.jitter = 0, 0.0, 0.0, 0.0
         self.gathered, self.last, self.total, self.open = 0.0, 0.0, 0.0, False
         self.scale = _DEVIATION_MAX
+        self.wide = 0.0
+        self.means: deque[float] = deque(maxlen=3)
+        # The newest last; the oldest is the one in use.
+        self.long_run: deque[float] = deque([0.0], maxlen=_LAG)
 
     def observe(self, step: int, value: float) -> Alarm | None:
         """Take one finite value; the alarm that it raises, if any."""
@@ -322,6 +390,9 @@ class PageHinkleyDetector(_Numbered):
         single = _clipped(value - self.mean, 10.0 * scale)
         change = _clipped(value - self.last, 10.0 * scale)
         self.gathered = 0.0
+        self.wide += four / 8.0
+        if not self.count & 31:
+            self._take_wide()
         self.mean += slow * deviation
         self.variance += slow * (single * single - self.variance)
         self.jitter += quick * (0.5 * change * change - self.jitter)
@@ -339,8 +410,20 @@ class PageHinkleyDetector(_Numbered):
             self.total, self.open = 0.0, False
         return None
 
+    def _take_wide(self) -> None:
+        self.means.append(self.wide)
+        self.wide = 0.0
+        if len(self.means) < 3:
+            return
+        first, middle, last = self.means
+        bound = 5.0 * math.sqrt(max(self.jitter, self.variance))
+        bend = _clipped(first - 2.0 * middle + last, min(bound, _DEVIATION_MAX))
+        seen, before = 32.0 * bend * bend / 6.0, self.long_run[-1]
+        weight = max(16.0 * self.weight, 32.0 / self.count)
+        self.long_run.append(before + weight * (seen - before))
+
     def _rescale(self) -> None:
-        noise = math.sqrt(max(self.jitter, self.variance))
+        noise = math.sqrt(max(self.jitter, self.variance, self.long_run[0]))
         scale = max(noise, self.floor_relative * abs(self.mean), self.floor)
         self.scale = min(scale, _DEVIATION_MAX)
 

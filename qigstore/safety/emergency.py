@@ -39,7 +39,7 @@ class Origin:
 class StopFlag:
     """The wish to stop: set from any thread, polled at a safe point. The first reason stays."""
 
-    __slots__ = ("_lock", "event", "reason", "requested", "signum")
+    __slots__ = ("_lock", "checkpoint", "event", "reason", "requested", "signum")
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -47,13 +47,22 @@ class StopFlag:
         self.reason: str | None = None
         self.signum: int | None = None
         self.event: Event | None = None
+        self.checkpoint = True
 
-    def set(self, reason: str, *, signum: int | None = None, event: Event | None = None) -> bool:
-        """Ask for the stop; False where it was asked for before."""
+    def set(
+        self,
+        reason: str,
+        *,
+        signum: int | None = None,
+        event: Event | None = None,
+        checkpoint: bool = True,
+    ) -> bool:
+        """Ask for the stop, with or without a checkpoint first; False where it was asked before."""
         with self._lock:
             if self.requested:
                 return False
             self.reason, self.signum, self.event = reason, signum, event
+            self.checkpoint = checkpoint
             self.requested = True  # last: who polls it finds the reason
             return True
 
@@ -155,6 +164,7 @@ class Emergency:
         ship: sends what lies in files and is not stored yet; called again every `retry_s` while
             `store_event` fails, and after it has succeeded.
         request_checkpoint: told the reason when an alarm wants a checkpoint; must not block.
+        notify: has somebody told of the event; must not block.
         patience_s: the longest that `raise_alarm` waits for the file.
     """
 
@@ -166,13 +176,14 @@ class Emergency:
         store_event: Callable[[Event], object] | None = None,
         ship: Callable[[], object] | None = None,
         request_checkpoint: Callable[[str], object] | None = None,
+        notify: Callable[[Event], object] | None = None,
         patience_s: float = 0.05,
         retry_s: float = 5.0,
         queue_max: int = 1000,
     ) -> None:
         self.origin, self.stop = origin, StopFlag()
         self._write, self._store, self._ship = write_event, store_event, ship
-        self._request_checkpoint = request_checkpoint
+        self._request_checkpoint, self._notify = request_checkpoint, notify
         self._patience_s, self._retry_s, self._queue_max = patience_s, retry_s, queue_max
         self._queue: SimpleQueue[_Entry | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
@@ -180,6 +191,18 @@ class Emergency:
         self._raised = self._done = self._written = self._stored = self._dropped = 0
         self._behind = False
         self._last_error: str | None = None
+
+    def start(self) -> None:
+        """Have the thread that delivers ready: to start it takes milliseconds on a busy machine."""
+        with self._lock:
+            self._start()
+
+    def _start(self) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(
+                target=self._deliver, name="qigstore-events", daemon=True
+            )
+            self._thread.start()
 
     def raise_alarm(self, alarm: Alarm, detail: Mapping[str, Any] | None = None) -> Event:
         """Make the event of an alarm, act on it, and hand it on.
@@ -194,7 +217,7 @@ class Emergency:
         )  # fmt: skip
         if alarm.action == "abort":
             self.stop.set(f"{alarm.rule}: {alarm.message}", event=event)
-        if alarm.action != "record" and self._request_checkpoint is not None:
+        if alarm.action in {"checkpoint", "abort"} and self._request_checkpoint is not None:
             try:
                 self._request_checkpoint(alarm.message)
             except Exception as error:
@@ -222,13 +245,34 @@ class Emergency:
         self._hand_on(event)
         return event
 
+    def heed(self, request: Event) -> bool:
+        """Stop as a stored request from outside asks; False where the run stops already."""
+        checkpoint = request.detail.get("checkpoint") is not False
+        return self.stop.set(request.message, event=request, checkpoint=checkpoint)
+
     def report(
-        self, rule: str, message: str, *, step: int | None = None, severity: Severity = "warning"
+        self,
+        rule: str,
+        message: str,
+        *,
+        step: int | None = None,
+        severity: Severity = "warning",
+        **more: Any,
     ) -> Event:
         """Log and store something that no rule noticed, such as a save that failed."""
-        event = self._event(rule, severity, message, step, {"action": "record", "detail": {}})
+        given = {"action": "record", "detail": {}, **more}
+        event = self._event(rule, severity, message, step, given)
         self._hand_on(event)
         return event
+
+    def settle(self, timeout_s: float) -> bool:
+        """Wait until every event so far is written and tried to store; False: not in time."""
+        end = time.monotonic() + timeout_s
+        while self._raised - self._done - self._dropped > 0:
+            if time.monotonic() >= end:
+                return False
+            time.sleep(0.002)
+        return True
 
     def close(self, timeout_s: float) -> bool:
         """Deliver what waits; False where that took longer (files then hold what was written)."""
@@ -275,11 +319,7 @@ class Emergency:
                 self._last_error = f"event dropped: {event.rule}: {event.message}"
                 _log.error("%s", self._last_error)
                 return
-            if self._thread is None:
-                self._thread = threading.Thread(
-                    target=self._deliver, name="qigstore-events", daemon=True
-                )
-                self._thread.start()
+            self._start()
             self._queue.put(entry)
         # A storm is not waited for: the second of several finds the first still under way.
         if waiting <= 1:
@@ -305,6 +345,8 @@ class Emergency:
         except Exception as error:
             self._failed(f"event {entry.event.id} could not be written to a file", error)
         entry.written.set()
+        if self._notify is not None:
+            self._notify(entry.event)
         if self._store is not None:
             try:
                 self._store(entry.event)

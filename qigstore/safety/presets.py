@@ -24,7 +24,17 @@ from difflib import get_close_matches
 from typing import Any, Final
 
 from qigstore.errors import ConfigurationError
-from qigstore.safety.rules import Action, Ewma, Finite, PageHinkley, Rule, Threshold
+from qigstore.safety.declared import (
+    Escalation,
+    Ewma,
+    Finite,
+    Heartbeat,
+    PageHinkley,
+    Rate,
+    Rule,
+    Threshold,
+)
+from qigstore.safety.detectors import Action
 
 __all__ = ["PRESETS", "rules_from", "rules_of"]
 
@@ -41,6 +51,9 @@ _KINDS: Final[Mapping[str, type[Rule]]] = {
     "threshold": Threshold,
     "ewma": Ewma,
     "page_hinkley": PageHinkley,
+    "rate": Rate,
+    "escalation": Escalation,
+    "heartbeat": Heartbeat,
 }
 
 _GEOMETRY: Final = ("qig-2025-12-17", "qig-2026-01-10")
@@ -125,7 +138,7 @@ def _rule(place: int, table: Mapping[str, Any]) -> Rule:
     allowed = tuple(field.name for field in fields(made))
     _known(f"{where} ({kind})", table, ("kind", *allowed))
     given = {key: value for key, value in table.items() if key != "kind"}
-    if "metric" not in given and made is not Finite:
+    if "metric" in allowed and "metric" not in given and made is not Finite:
         raise ConfigurationError(f"{where} ({kind}): metric is missing")
     return made(**given)
 

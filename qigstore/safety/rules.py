@@ -12,34 +12,38 @@ A rule whose metric is in no layout never fires: what nobody measured has no val
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from difflib import get_close_matches
+import tomllib
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
-from math import isfinite, nextafter
-from typing import Any, Literal, Protocol, TypeAlias, get_args
+from math import isfinite
+from pathlib import Path
+from typing import Any, Protocol
 
 from qigstore.errors import ConfigurationError, InvalidInput
-from qigstore.records import Severity
-from qigstore.safety.detectors import (
-    Action,
-    Alarm,
-    Detector,
-    EwmaDetector,
-    FiniteDetector,
-    Observer,
-    PageHinkleyDetector,
-    ThresholdDetector,
+from qigstore.safety.declared import (
+    Escalation,
+    Ewma,
+    Finite,
+    Heartbeat,
+    PageHinkley,
+    Rate,
+    Rule,
+    Threshold,
 )
+from qigstore.safety.detectors import Action, Alarm, Detector, FiniteDetector, Observer
+from qigstore.safety.occasional import EscalationDetector, HeartbeatDetector
 
 __all__ = [
     "ALARMS_PER_STEP_MAX",
     "Action",
     "Alarm",
     "Check",
+    "Escalation",
     "Ewma",
     "Finite",
+    "Heartbeat",
     "PageHinkley",
+    "Rate",
     "Rule",
     "RuleSet",
     "Threshold",
@@ -49,9 +53,7 @@ ALARMS_PER_STEP_MAX = 8
 """Alarms that one step may raise, worst first; the rest is counted in `RuleSet.suppressed`."""
 
 _NAMES_SHOWN = 5
-_STATE_VERSION = 1
-
-Armed: TypeAlias = Literal["always", "after_healthy"]
+_STATE_VERSION = 2
 
 
 class Check(Protocol):
@@ -64,195 +66,6 @@ class Check(Protocol):
 
         `total`: the sum of the values, where the caller has it.
         """
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Rule:
-    """What every rule has."""
-
-    name: str = ""
-    severity: Severity = "critical"
-    action: Action = "record"
-
-    def _check_common(self, metric: str, name: str) -> None:
-        if not isinstance(metric, str) or not metric:
-            raise ConfigurationError(f"a rule's metric is a name or pattern, got {metric!r}")
-        object.__setattr__(self, "name", self.name or name)
-        _one_of(self.name, "severity", self.severity, get_args(Severity))
-        _one_of(self.name, "action", self.action, get_args(Action))
-
-
-@dataclass(frozen=True)
-class Finite(_Rule):
-    """NaN or ±inf, `for_steps` times in a row; an episode ends after `clear_steps` finite values.
-
-    `metric` is a name or a shell pattern ("*", "loss/*"); one alarm names all that turned at once.
-    """
-
-    metric: str = "*"
-    for_steps: int = 1
-    clear_steps: int = 20
-
-    def __post_init__(self) -> None:
-        self._check_common(self.metric, f"{self.metric} finite")
-        _counts(self, "for_steps", "clear_steps")
-
-    def detector(self, metric: str) -> FiniteDetector:
-        """A fresh state for one metric."""
-        limits = {"for_steps": self.for_steps, "clear_steps": self.clear_steps}
-        return FiniteDetector(self.name, self.severity, self.action, metric, **limits)
-
-
-@dataclass(frozen=True)
-class Threshold(_Rule):
-    """A fixed limit with hysteresis: on beyond it for `for_steps` values, off again at `off`.
-
-    Exactly one of `above` (>), `at_least` (≥), `below` (<). Armed "after_healthy", it cannot fire
-    before the metric has once reached `healthy_when` on the good side.
-
-    >>> Threshold("loss", above=10.0, off=8.0).name
-    'loss > 10'
-    """
-
-    metric: str
-    above: float | None = None
-    at_least: float | None = None
-    below: float | None = None
-    off: float | None = None
-    for_steps: int = 1
-    armed: Armed = "always"
-    healthy_when: float | None = None
-
-    def __post_init__(self) -> None:
-        given = [s for s in ("above", "at_least", "below") if getattr(self, s) is not None]
-        if len(given) != 1:
-            raise ConfigurationError(
-                f"threshold on {self.metric!r}: give exactly one of above, at_least, below; "
-                f"got {', '.join(given) or 'none'}"
-            )
-        side = given[0]
-        limit = getattr(self, side)
-        _number(f"threshold on {self.metric!r}", side, limit)
-        symbol = {"above": ">", "at_least": "≥", "below": "<"}[side]
-        self._check_common(self.metric, f"{self.metric} {symbol} {limit:g}")
-        _counts(self, "for_steps")
-        _one_of(self.name, "armed", self.armed, get_args(Armed))
-        if (self.armed == "after_healthy") != (self.healthy_when is not None):
-            raise ConfigurationError(
-                f"rule {self.name!r}: armed = 'after_healthy' and healthy_when go together"
-            )
-        sign = -1.0 if side == "below" else 1.0
-        for key in ("off", "healthy_when"):
-            value = getattr(self, key)
-            if value is None:
-                continue
-            _number(self.name, key, value)
-            if sign * value > sign * limit:
-                good = "at or above" if sign < 0 else "at or below"
-                raise ConfigurationError(
-                    f"rule {self.name!r}: {key} = {value:g} must be {good} {side} = {limit:g}"
-                )
-
-    def detector(self, metric: str) -> ThresholdDetector:
-        """A fresh state for one metric."""
-        sign, limit = (1.0, self.above) if self.below is None else (-1.0, self.below)
-        limit = self.at_least if limit is None else limit
-        assert limit is not None
-        on = sign * limit
-        if self.at_least is not None:
-            on = nextafter(on, float("-inf"))
-        off = on if self.off is None else min(on, sign * self.off)
-        healthy = None if self.healthy_when is None else min(on, sign * self.healthy_when)
-        return ThresholdDetector(
-            self.name, self.severity, self.action, metric,
-            sign=sign, on=on, off=off, limit=float(limit), healthy=healthy,
-            for_steps=self.for_steps,
-        )  # fmt: skip
-
-
-_DIRECTIONS = {"up": 1, "down": -1, "both": 0}
-
-
-@dataclass(frozen=True)
-class Ewma(_Rule):
-    """A jump: z against the running mean, z > `warn` `warn_run` times in a row, or z > `fire`.
-
-    `severity` and `action` are those of z > `fire`; the warning is always a warning that records.
-    No alarm in the first `warm_up` values. False alarms in 300,000 synthetic steps: none for
-    normal, uniform or mildly skewed noise; about 1 for Laplace, gamma(4) or a lag-one correlation
-    of 0.5; 11 for Student t with 5 degrees; 16 for a correlation of 0.9: raise `fire` there.
-    """
-
-    metric: str
-    a: float = 0.03
-    fire: float = 10.0
-    warn: float = 3.0
-    warn_run: int = 3
-    clip: float = 6.0
-    direction: Literal["up", "down", "both"] = "up"
-    warm_up: int = 50
-    clear_steps: int = 50
-    floor: float = 1e-8
-    floor_relative: float = 0.01
-
-    def __post_init__(self) -> None:
-        self._check_common(self.metric, f"{self.metric} ewma")
-        _one_of(self.name, "direction", self.direction, tuple(_DIRECTIONS))
-        _counts(self, "warn_run", "warm_up", "clear_steps")
-        for key in ("a", "fire", "warn", "clip", "floor", "floor_relative"):
-            _number(self.name, key, getattr(self, key), positive=True)
-        if self.a >= 1:
-            raise ConfigurationError(f"rule {self.name!r}: a must be below 1, got {self.a:g}")
-        if self.warn >= self.fire:
-            raise ConfigurationError(
-                f"rule {self.name!r}: warn = {self.warn:g} must be below fire = {self.fire:g}"
-            )
-
-    def detector(self, metric: str) -> EwmaDetector:
-        """A fresh state for one metric."""
-        return EwmaDetector(
-            self.name, self.severity, self.action, metric,
-            a=self.a, fire=self.fire, warn=self.warn, warn_run=self.warn_run, clip=self.clip,
-            direction=_DIRECTIONS[self.direction], warm_up=self.warm_up,
-            clear_steps=self.clear_steps, floor=self.floor, floor_relative=self.floor_relative,
-        )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class PageHinkley(_Rule):
-    """A slow rise that no jump rule sees, such as a loss that doubles over 100 steps.
-
-    It warns of what does rise: a loss that follows a cyclic schedule up is reported each time.
-    """
-
-    metric: str
-    severity: Severity = field(default="warning", kw_only=True)
-    delta: float = 0.5
-    limit: float = 40.0
-    window: int = 500
-    direction: Literal["up", "down"] = "up"
-    warm_up: int = 50
-    floor: float = 1e-8
-    floor_relative: float = 0.01
-
-    def __post_init__(self) -> None:
-        self._check_common(self.metric, f"{self.metric} drift")
-        _one_of(self.name, "direction", self.direction, ("up", "down"))
-        _counts(self, "window", "warm_up")
-        for key in ("delta", "limit", "floor", "floor_relative"):
-            _number(self.name, key, getattr(self, key), positive=True)
-
-    def detector(self, metric: str) -> PageHinkleyDetector:
-        """A fresh state for one metric."""
-        return PageHinkleyDetector(
-            self.name, self.severity, self.action, metric,
-            delta=self.delta, lam=self.limit, weight=1.0 / self.window, warm_up=self.warm_up,
-            direction=_DIRECTIONS[self.direction], floor=self.floor,
-            floor_relative=self.floor_relative,
-        )  # fmt: skip
-
-
-Rule: TypeAlias = Finite | Threshold | Ewma | PageHinkley
 
 
 class RuleSet:
@@ -273,10 +86,21 @@ class RuleSet:
                     f"two rules are named {rule.name!r}: give one of them another name"
                 )
         self.rules: tuple[Rule, ...] = tuple(named.values())
+        self.metrics: set[str] = set()
+        """Every metric of any layout so far."""
         self.suppressed = 0
         """Alarms left out because a step had more than `ALARMS_PER_STEP_MAX`."""
         self._detectors: dict[str, dict[str, Detector]] = {name: {} for name in named}
         self._busy: set[FiniteDetector] = set()
+        self._escalations: list[EscalationDetector] = []
+        self._heartbeats: list[HeartbeatDetector] = []
+        for rule in self.rules:
+            if isinstance(rule, (Escalation, Heartbeat)):
+                detector = self._detector(rule, rule.metric)
+                if isinstance(detector, EscalationDetector):
+                    self._escalations.append(detector)
+                elif isinstance(detector, HeartbeatDetector):
+                    self._heartbeats.append(detector)
 
     def __repr__(self) -> str:
         return f"RuleSet({', '.join(rule.name for rule in self.rules)})"
@@ -305,10 +129,27 @@ class RuleSet:
         return cls(rules_from(mapping))
 
     @classmethod
-    def of(cls, given: RuleSet | str | Mapping[str, Any] | Sequence[Rule] | None) -> RuleSet:
-        """Whatever a user may pass as `rules=`: None is the default preset."""
+    def from_file(cls, path: Path) -> RuleSet:
+        """Rules from a TOML file; see `from_mapping`.
+
+        Raises:
+            ConfigurationError: it cannot be read, or says something that cannot be used.
+        """
+        try:
+            with path.open("rb") as file:
+                return cls.from_mapping(tomllib.load(file))
+        except (OSError, tomllib.TOMLDecodeError) as error:
+            raise ConfigurationError(f"the rules file {path} cannot be read: {error}") from error
+        except ConfigurationError as error:
+            raise ConfigurationError(f"{path}: {error}") from error
+
+    @classmethod
+    def of(cls, given: RuleSet | str | Path | Mapping[str, Any] | Sequence[Rule] | None) -> RuleSet:
+        """Whatever a user may pass as `rules=`: None is the default preset, a path a TOML file."""
         if given is None:
             return cls.preset("default")
+        if isinstance(given, Path):
+            return cls.from_file(given)
         if isinstance(given, RuleSet):
             return given
         if isinstance(given, str):
@@ -323,7 +164,10 @@ class RuleSet:
         """Compile the rules for rows whose values come in this order."""
         finite: list[tuple[Finite, list[tuple[int, FiniteDetector]]]] = []
         watchers: list[tuple[int, Observer]] = []
+        self.metrics.update(names)
         for rule in self.rules:
+            if isinstance(rule, (Escalation, Heartbeat)):
+                continue
             places = [(i, name) for i, name in enumerate(names) if _matches(rule.metric, name)]
             found = [(i, self._detector(rule, name)) for i, name in places]
             if isinstance(rule, Finite):
@@ -386,7 +230,30 @@ class RuleSet:
                 alarms.append(_finite_alarm(rule, step, turned))
         return alarms
 
+    def look(self, now_s: float, rows: int, step: int) -> Sequence[Alarm]:
+        """Ask the heartbeat rules, now and then and from any one thread; `()` when quiet.
+
+        Args:
+            now_s: a monotonic clock. rows: how many were recorded so far. step: of the last one.
+        """
+        found = [detector.look(now_s, rows, step) for detector in self._heartbeats]
+        return [alarm for alarm in found if alarm is not None]
+
+    def is_open(self, alarm: Alarm) -> bool:
+        """Whether the episode that this alarm began still lasts."""
+        detector = self._detectors.get(alarm.rule, {}).get(alarm.metric)
+        return detector is not None and detector.latched
+
+    def learnt(self, alarm: Alarm) -> dict[str, Any]:
+        """What the rule of this alarm knows of its metric."""
+        detector = self._detectors.get(alarm.rule, {}).get(alarm.metric)
+        return {} if detector is None else detector.state()
+
     def _bounded(self, alarms: list[Alarm]) -> Sequence[Alarm]:
+        for escalation in self._escalations:
+            raised = escalation.take(alarms)
+            if raised is not None:
+                alarms.append(raised)
         if len(alarms) == 1:
             return (alarms[0],)
         alarms.sort(key=_rank)
@@ -417,7 +284,8 @@ class RuleSet:
         """
         rules = state.get("rules") if isinstance(state, Mapping) else None
         if not isinstance(rules, Mapping) or state.get("version") != _STATE_VERSION:
-            raise InvalidInput("rules state", state, "what RuleSet.state() gave, version 1")
+            expected = f"what RuleSet.state() gave, version {_STATE_VERSION}"
+            raise InvalidInput("rules state", state, expected)
         pending: list[tuple[Detector, Mapping[str, Any]]] = []
         for rule in self.rules:
             for metric, numbers in _mapping(rule.name, rules.get(rule.name, {})).items():
@@ -430,7 +298,10 @@ class RuleSet:
                 (self._busy.add if detector.busy else self._busy.discard)(detector)
 
 
-_ORDER = {"abort": 0, "checkpoint": 1, "record": 2, "critical": 0, "warning": 1, "info": 2}
+_ORDER = {
+    "abort": 0, "soft_reset": 1, "checkpoint": 2, "record": 3,
+    "critical": 0, "warning": 1, "info": 2,
+}  # fmt: skip
 
 
 def _rank(alarm: Alarm) -> tuple[int, int]:
@@ -454,29 +325,3 @@ def _mapping(name: str, value: Any) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
         raise InvalidInput(f"rules state of {name!r}", value, "a mapping, as state() wrote it")
     return value
-
-
-def _one_of(name: str, what: str, value: object, allowed: Iterable[str]) -> None:
-    choices = tuple(allowed)
-    if value not in choices:
-        near = get_close_matches(str(value), choices, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ConfigurationError(
-            f"rule {name!r}: {what} is one of {', '.join(choices)}; got {value!r}{hint}"
-        )
-
-
-def _number(name: str, what: str, value: object, *, positive: bool = False) -> None:
-    good = isinstance(value, (int, float)) and not isinstance(value, bool) and isfinite(value)
-    if not good or (positive and not float(str(value)) > 0):
-        kind = "a finite number above 0" if positive else "a finite number"
-        raise ConfigurationError(f"rule {name!r}: {what} must be {kind}, got {value!r}")
-
-
-def _counts(rule: Any, *fields: str) -> None:
-    for what in fields:
-        value = getattr(rule, what)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ConfigurationError(
-                f"rule {rule.name!r}: {what} must be a whole number ≥ 1, got {value!r}"
-            )

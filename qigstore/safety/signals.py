@@ -19,7 +19,9 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from queue import SimpleQueue
 from types import FrameType
 from typing import Any
 
@@ -56,6 +58,17 @@ class Deadline:
     def cancel(self) -> None:
         """Stop the clock for good."""
         self._cancelled.set()
+
+    @classmethod
+    @contextmanager
+    def during(cls, seconds: float, status: int, reason: str) -> Iterator[None]:
+        """The clock runs while the block does."""
+        deadline = cls()
+        deadline.start(seconds, status, reason)
+        try:
+            yield
+        finally:
+            deadline.cancel()
 
     def _wait(self, seconds: float, status: int, reason: str) -> None:
         if self._cancelled.wait(seconds):
@@ -122,6 +135,7 @@ class SignalWatch:
         self._read_fd = self._write_fd = -1
         self._earlier = _Wakeup(-1)
         self._thread: threading.Thread | None = None
+        self._calls: SimpleQueue[int | None] = SimpleQueue()
         self._call_thread: threading.Thread | None = None
 
     def install(self) -> bool:
@@ -145,6 +159,11 @@ class SignalWatch:
         self._earlier = _Wakeup(signal.set_wakeup_fd(self._write_fd, warn_on_full_buffer=False))
         self._thread = threading.Thread(target=self._watch, name="qigstore-signals", daemon=True)
         self._thread.start()
+        # Ready and waiting: on a busy machine to start a thread takes milliseconds.
+        self._call_thread = threading.Thread(
+            target=self._call, name="qigstore-on-signal", daemon=True
+        )
+        self._call_thread.start()
         self.installed = True
         _installed.add(self)
         for signum in self._signals:
@@ -175,6 +194,7 @@ class SignalWatch:
             return
         self.installed = False
         _installed.discard(self)
+        self._calls.put(None)
         if threading.current_thread() is not threading.main_thread():
             _log.warning("closed off the main thread: signals are passed on from now on")
             return
@@ -213,6 +233,9 @@ class SignalWatch:
             return
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signum})
         signal.raise_signal(signum)
+        if earlier == signal.SIG_DFL:
+            # PID 1 of a container: the kernel spares it the default action.
+            os._exit(128 + signum)
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         # No lock, no log, no allocation worth the name: this runs between any two bytecodes.
@@ -261,12 +284,12 @@ class SignalWatch:
             reason = f"signal {signum} asked this process to leave"
             self._deadline.start(self._deadline_s, 128 + signum, reason)
         # A thread of its own: while it writes, this one has to notice the second signal.
-        self._call_thread = threading.Thread(
-            target=self._call, args=(signum,), name="qigstore-on-signal", daemon=True
-        )
-        _start(self._call_thread, "on_signal was not called")
+        self._calls.put(signum)
 
-    def _call(self, signum: int) -> None:
+    def _call(self) -> None:
+        signum = self._calls.get()
+        if signum is None:
+            return
         try:
             self._on_signal(signum)
         except Exception:

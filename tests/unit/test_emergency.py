@@ -313,3 +313,59 @@ def test_importing_the_signals_and_the_rules_loads_nothing_heavy() -> None:
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
     assert done.stdout == "[]\n"
+
+
+def test_a_log_that_raises_an_event_itself_deadlocks_nothing(sink: Sink) -> None:
+    """The lock is not held while something foreign runs."""
+    emergency = sink.emergency(patience_s=LIMIT_S)
+    nested: list[Event] = []
+
+    def report_once() -> None:
+        if not nested:
+            nested.append(emergency.report("disk", "slow"))
+
+    sink.disk = report_once
+    first = emergency.raise_alarm(RECORD)
+    assert emergency.settle(LIMIT_S)
+    assert emergency.close(LIMIT_S)
+    assert sink.written == [first, nested[0]]
+
+
+def test_a_callback_may_ask_and_abort_the_handler_that_calls_it() -> None:
+    seen: list[object] = []
+
+    def ask() -> None:
+        seen.append(handler.is_aborted)
+        seen.append(handler.check_telemetry(HEALTHY))
+        handler.trigger_abort("again")
+
+    handler = EmergencyAbortHandler(ask, callback_limit_s=LIMIT_S)
+    handler.trigger_abort("first")
+    assert seen[0] is True
+    assert (handler.abort_reason, handler.failures) == ("first", ())
+
+
+def test_a_callback_that_wants_a_lock_of_its_caller_is_bounded() -> None:
+    lock, called = threading.Lock(), threading.Event()
+
+    def save() -> None:
+        called.set()
+        with lock:
+            raise AssertionError("the training holds it")
+
+    def abort() -> None:
+        called.clear()
+
+    handler = EmergencyAbortHandler(save, abort, callback_limit_s=0.05)
+    with lock:
+        handler.check_telemetry(ConsciousnessTelemetry(phi=0.3))
+        assert not called.is_set()  # the second callback ran
+        assert [(f.name, f.status) for f in handler.failures] == [
+            ("checkpoint_callback", "timed out")
+        ]
+        save_thread = next(
+            t for t in threading.enumerate() if t.name.endswith("checkpoint_callback")
+        )
+    handler._callbacks = ()
+    save_thread.join(LIMIT_S)
+    assert not save_thread.is_alive()

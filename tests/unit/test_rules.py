@@ -7,6 +7,7 @@ import math
 import random
 import tomllib
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -77,6 +78,12 @@ def test_the_default_rules_are_silent_for_120_000_steps(family: str, seed: int) 
     rng = np.random.default_rng(seed)
     alarms = [a for _ in range(6) for a in feed(RuleSet.of(None), "loss", QUIET[family](rng))]
     assert alarms == []
+
+
+def test_noise_with_a_long_memory_is_no_drift(seed: int) -> None:
+    """Its sums wander: judged by the variance of single values it alarms a dozen times here."""
+    loss = correlated(np.random.default_rng(seed), 0.9)
+    assert len(feed(RuleSet([PageHinkley("loss")]), "loss", loss.tolist())) <= 3
 
 
 @pytest.mark.parametrize("noise", [0.001, 0.01, 0.03, 0.1, 0.2])
@@ -346,10 +353,10 @@ def test_a_rule_no_longer_declared_is_left_out_of_the_state() -> None:
 @pytest.mark.parametrize(
     "damaged",
     [
-        None, {}, {"version": 1}, {"version": 2, "rules": {}}, {"version": 1, "rules": []},
-        {"version": 1, "rules": {"loss ewma": 3}},
-        {"version": 1, "rules": {"loss ewma": {"loss": {"count": 3}}}},
-        {"version": 1, "rules": {"loss ewma": {"loss": {
+        None, {}, {"version": 2}, {"version": 1, "rules": {}}, {"version": 2, "rules": []},
+        {"version": 2, "rules": {"loss ewma": 3}},
+        {"version": 2, "rules": {"loss ewma": {"loss": {"count": 3}}}},
+        {"version": 2, "rules": {"loss ewma": {"loss": {
             "count": 3, "good": 0, "level": 0, "mean": math.nan, "run": 0, "variance": 1.0}}}},
     ],
 )  # fmt: skip
@@ -417,7 +424,14 @@ def test_rules_are_read_from_toml() -> None:
         ({"rules": [{"kind": "ewma", "metric": "m", "warn": 12.0}]}, "below fire"),
         ({"rules": [{"kind": "ewma", "metric": "m", "a": 1.5}]}, "below 1"),
         ({"rules": [{"kind": "ewma", "metric": "m", "direction": "upp"}]}, "did you mean 'up'"),
-        ({"rules": [{"kind": "finite", "action": "soft_reset"}]}, "record, checkpoint, abort"),
+        ({"rules": [{"kind": "finite", "action": "roll back"}]}, "checkpoint, soft_reset, abort"),
+        ({"rules": [{"kind": "page_hinkley", "metric": "m", "action": "soft_reset"}]}, "critical"),
+        ({"rules": [{"kind": "rate", "metric": "m", "limit": 0}]}, "above 0"),
+        ({"rules": [{"kind": "rate", "metric": "m", "limit": 1, "over": 10**6}]}, "at most"),
+        ({"rules": [{"kind": "escalation", "alarms": 0}]}, "≥ 1"),
+        ({"rules": [{"kind": "escalation", "of": ""}]}, "of is a rule"),
+        ({"rules": [{"kind": "heartbeat", "action": "checkpoint"}]}, "record, abort"),
+        ({"rules": [{"kind": "heartbeat", "metric": "m"}]}, "no field 'metric'"),
         ({"rules": [{"kind": "finite", "severity": "fatal"}]}, "severity is one of"),
         ({"rules": [{"kind": "finite"}, {"kind": "finite", "for_steps": 2}]}, "two rules"),
     ],
@@ -434,3 +448,14 @@ def test_whatever_a_user_passes_as_rules_becomes_a_rule_set() -> None:
     assert RuleSet.of({"preset": ["loss"]}).rules == RuleSet.of(None).rules
     assert RuleSet.of([Ewma("loss")]).rules == ready.rules
     assert RuleSet.of([]).bind(("loss",))(0, [math.nan]) == ()
+
+
+def test_a_rule_file_is_read_and_a_bad_one_is_named(tmp_path: Path) -> None:
+    good, bad, broken = (tmp_path / name for name in ("good.toml", "bad.toml", "broken.toml"))
+    good.write_text(TOML)
+    bad.write_text("presets = 'loss'")
+    broken.write_text("preset = ")
+    assert RuleSet.of(good).rules == RuleSet.from_mapping(tomllib.loads(TOML)).rules
+    for path in (bad, broken, tmp_path / "none.toml"):
+        with pytest.raises(ConfigurationError, match=path.name):
+            RuleSet.of(path)

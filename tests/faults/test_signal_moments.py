@@ -1,0 +1,231 @@
+"""Signals at bad moments: in a save, in an import, a hundred at once, as PID 1; the watchdog."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from signal_children import PRELUDE, ROOT, child, finish, run_until_signal, wait_for
+
+from qigstore.checkpoints import CheckpointStore
+
+RUN = """
+import numpy as np, qigstore
+with qigstore.session("s", mode="offline", home=sys.argv[1], quiet=True) as run:
+    weights = np.zeros(200_000)
+    say("ready")
+    for step in run.steps(0, 10**9):
+        weights += 1.0
+        run.record(step, loss=1.0)
+        run.checkpoint({"step": step, "weights": weights}, step=step)
+"""
+
+
+def test_a_signal_in_the_middle_of_a_save_leaves_whole_checkpoints(
+    tmp_path: Path, rng: random.Random
+) -> None:
+    with ExitStack() as stack:
+        homes = [tmp_path / str(number) for number in range(6)]
+        for home in homes:
+            process = stack.enter_context(child(RUN, str(home)))
+            wait_for(process, "ready")
+            time.sleep(rng.uniform(0.05, 0.5))
+            process.terminate()
+            assert finish(process)[0] == -signal.SIGTERM
+    for home in homes:
+        store = CheckpointStore(home / "checkpoints")
+        found = store.scan("s")
+        assert found
+        for item in found:
+            state = store.load(item.path)
+            assert set(state["weights"].tolist()) == {state["step"] + 1.0}
+
+
+IMPORTING = """
+watch = SignalWatch(lambda n: None, deadline_s=30); watch.install()
+say("ready")
+import importlib
+names = ["json", "decimal", "email.parser", "xml.dom.minidom", "http.client", "sqlite3"]
+while watch.signum is None:
+    for name in names:
+        for known in [m for m in sys.modules if m.split(".")[0] == name.split(".")[0]]:
+            del sys.modules[known]
+        importlib.import_module(name)
+importlib.import_module("json").dumps({})
+say("saved")
+watch.re_raise()
+"""
+
+
+def test_a_signal_in_the_middle_of_an_import_deadlocks_nothing(rng: random.Random) -> None:
+    with ExitStack() as stack:
+        group = [stack.enter_context(child(IMPORTING)) for _ in range(8)]
+        for process in group:
+            wait_for(process, "ready")
+        for process in group:
+            time.sleep(rng.uniform(0.0, 0.05))
+            process.terminate()
+        for process in group:
+            assert finish(process) == (-signal.SIGTERM, "saved\n", "")
+
+
+def test_a_hundred_signals_at_once_end_the_process_with_its_status() -> None:
+    """The second of them leaves at once; which of the two statuses is a matter of microseconds."""
+    script = """
+watch = SignalWatch(lambda n: time.sleep(60), deadline_s=30); watch.install()
+say("ready")
+while True:
+    sum(range(1000))
+"""
+    with ExitStack() as stack:
+        group = [stack.enter_context(child(script)) for _ in range(4)]
+        for process in group:
+            wait_for(process, "ready")
+            for _ in range(100):
+                os.kill(process.pid, signal.SIGTERM)
+                time.sleep(0.0001)
+        for process in group:
+            assert finish(process)[0] == 128 + signal.SIGTERM
+
+
+@pytest.mark.skipif(
+    subprocess.run(
+        ["unshare", "--user", "--map-root-user", "--pid", "--fork", "true"],
+        check=False, capture_output=True,
+    ).returncode != 0,
+    reason="no new PID namespace may be made here",
+)  # fmt: skip
+def test_pid_1_which_the_kernel_spares_the_default_action_leaves_all_the_same() -> None:
+    script = """
+watch = SignalWatch(lambda n: None, deadline_s=30); watch.install()
+assert os.getpid() == 1
+os.kill(1, signal.SIGTERM)
+while watch.signum is None:
+    time.sleep(0.005)
+say("saved")
+watch.re_raise()
+say("not reached")
+"""
+    done = subprocess.run(
+        ["unshare", "--user", "--map-root-user", "--pid", "--fork",
+         sys.executable, "-c", PRELUDE + script],
+        check=False, capture_output=True, text=True, cwd=ROOT, timeout=60,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (128 + signal.SIGTERM, "saved\n"), done.stderr
+
+
+HANGING_SAVE = """
+import qigstore, qigstore.rooms
+qigstore.rooms._WATCHDOG_S = 0.2
+def stuck(*_, **__):
+    time.sleep(3600)
+qigstore.rooms.CheckpointManager.save = stuck  # a device that never answers
+with qigstore.session(
+    "s", mode="offline", home=sys.argv[1], quiet=True, abort_deadline_s=0.2
+) as run:
+    for step in run.steps(0, 10**9):
+        run.record(step, loss=1.0)
+        if step == 3:
+            run.stop("enough")
+        run.checkpoint({"step": step}, step=step, every=10**6)
+"""
+
+
+def test_a_way_out_that_hangs_is_shown_and_ended(tmp_path: Path) -> None:
+    with child(HANGING_SAVE, str(tmp_path)) as process:
+        status, _, err = finish(process)
+    assert status == 75
+    assert "stopping (enough), saving its state: not done after 0.4 s" in err
+    assert "most recent call first" in err
+    assert "in stuck" in err
+
+
+def test_a_deadline_for_a_block_that_ends_in_time_does_nothing() -> None:
+    script = """
+from qigstore.safety import Deadline
+with Deadline.during(0.2, 9, "quick"):
+    pass
+time.sleep(0.5)
+say("stayed")
+"""
+    with child(script) as process:
+        assert finish(process) == (0, "stayed\n", "")
+
+
+# While the main thread sits in native code without the interpreter's lock.
+LATENCY = """
+import hashlib, json
+from qigstore.safety.emergency import Emergency, Origin
+took, noticed = [], []
+def rounds():
+    for number in range(int(sys.argv[1])):
+        heard = threading.Event()
+        emergency = Emergency(Origin(1, 1), write_event=lambda event, heard=heard: heard.set())
+        emergency.start()
+        def on_signal(n, emergency=emergency):
+            emergency.request_stop("SIGUSR1", signum=n)
+        watches.append(SignalWatch(on_signal, deadline_s=None, signals=(signal.SIGUSR1,)))
+        ready.set(); installed.wait(); installed.clear()
+        time.sleep(0.02)  # the main thread is in native code by now
+        began = time.monotonic_ns()
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert heard.wait(30)
+        ended = time.monotonic_ns()
+        noticed.append(watches[-1].noticed_ns - began)  # the kernel's part, and one thread's wake
+        took.append(ended - began)
+        emergency.close(5)
+ready, installed, watches = threading.Event(), threading.Event(), []
+thread = threading.Thread(target=rounds, daemon=True); thread.start()
+for number in range(int(sys.argv[1])):
+    ready.wait(); ready.clear()
+    watch = watches[-1]; watch.install(); installed.set()
+    while len(took) <= number:
+        hashlib.pbkdf2_hmac("sha256", b"x", b"y", 200_000)  # about 0.1 s, without the GIL
+    watch.restore()
+thread.join()
+say("took", json.dumps([took, noticed]))
+"""
+
+
+def latencies(count: int) -> None:
+    import json
+
+    with child(LATENCY, str(count)) as process:
+        status, out, err = process_out = finish(process)
+    assert (status, err) == (0, ""), process_out
+    for name, measured in zip(
+        ("signal to event", "signal to our thread"),
+        json.loads(out.removeprefix("took ")), strict=True,
+    ):  # fmt: skip
+        ms = sorted(ns / 1e6 for ns in measured)
+        assert len(ms) == count
+        p99 = ms[min(count - 1, round(0.99 * count))]
+        print(
+            f"{count} times, main thread in native code: {name}: median {ms[count // 2]:.2f} ms, "
+            f"p99 {p99:.2f} ms, most {ms[-1]:.2f} ms"
+        )
+
+
+def test_a_signal_in_native_code_becomes_an_event_and_the_time_it_took_is_said() -> None:
+    latencies(50)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(0)
+def test_1_000_signals_in_native_code_become_events() -> None:
+    latencies(1000)
+
+
+def test_the_status_of_a_stop_by_signal_is_the_signals_own(tmp_path: Path) -> None:
+    status, _, err = run_until_signal(
+        signal.SIGINT, RUN.replace("sys.argv[1]", repr(str(tmp_path)))
+    )
+    assert status == -signal.SIGINT
+    assert "KeyboardInterrupt" in err

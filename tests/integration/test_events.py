@@ -1,0 +1,89 @@
+"""Events from the row that raised them to their end, by the repository and the command line."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from commands import data, environment, run
+from processes import wait_until
+
+import qigstore
+from qigstore.repository import Store
+from qigstore.safety import Threshold
+
+pytestmark = pytest.mark.usefixtures("home")
+
+RULES = [
+    Threshold("loss", above=1.0, off=0.6, name="high", action="checkpoint"),
+    Threshold("phi", below=0.2, name="low", action="abort"),
+]
+
+
+@pytest.fixture
+def env(home: Path, dsn: str) -> dict[str, str]:
+    return environment(home, dsn)
+
+
+def by_rule(store: Store) -> dict[str, Any]:
+    return {event.rule: event for event in store.events.list()}
+
+
+def test_an_event_tells_its_row_its_rule_its_action_and_the_result(
+    store: Store, dsn: str, env: dict[str, str]
+) -> None:
+    opened = qigstore.session("s", dsn=dsn, quiet=True, rules=RULES).open()
+    for step in opened.steps(0, 100):
+        loss = {10: 2.0, 11: math.nan}.get(step, 0.5)
+        opened.record(step, loss=loss, phi=0.1 if step == 40 else 0.5, other=7.0)
+        opened.checkpoint({"step": step}, step=step, every=1000)
+        if step == 39:
+            wait_until(lambda: by_rule(store)["high"].resolved_at is not None, "its end")
+    with pytest.raises(qigstore.EmergencyStop):
+        opened.close()
+    high, low = by_rule(store)["high"], by_rule(store)["low"]
+    saved = {c.id: c for c in store.checkpoints.list(high.session_id)}
+    assert saved[high.checkpoint_id].step == 10
+    assert high.detail["row"] == {"loss": 2.0, "phi": 0.5, "other": 7.0}
+    assert high.detail["rule"]["open"] is True
+    assert high.detail["result"] == "saved at step 10; loss is well again at step 39"
+    assert low.detail["row"]["phi"] == 0.1
+    assert saved[low.checkpoint_id].step == 40
+    assert low.detail["result"] == f"aborted, exit status 75, checkpoint {low.checkpoint_id}"
+    shown = run(env, "events", "show", str(low.id)[:8])
+    assert shown.returncode == 0
+    for words in ("low", "abort", "aborted, exit status 75", '"phi": 0.1', "resolved"):
+        assert words in shown.stdout
+    found = data(env, "events", "show", str(low.id))
+    assert (found["session"], found["event"]["id"]) == ("s", str(low.id))
+
+
+def test_events_are_acknowledged_once_and_the_open_ones_can_be_listed(
+    store: Store, dsn: str, env: dict[str, str]
+) -> None:
+    with qigstore.session("s", dsn=dsn, quiet=True, rules=RULES[:1]) as opened:
+        opened.record(0, loss=2.0)
+    (event,) = store.events.list()
+    assert [e["id"] for e in data(env, "events", "list", "--open")] == [str(event.id)]
+    assert "open" in run(env, "events", "list").stdout
+    (first,) = data(env, "events", "ack", str(event.id)[:6])
+    (again,) = data(env, "events", "ack", str(event.id))
+    assert first["acknowledged_at"] == again["acknowledged_at"] is not None
+    assert data(env, "events", "list", "--open") == []
+    assert "acknowledged" in run(env, "events", "list").stdout
+    assert run(env, "events", "ack", str(event.id)).returncode == 0
+    for words in (("show", "abcd"), ("ack", "abcd"), ("show", "x")):
+        assert run(env, "events", *words).returncode == 5
+
+
+def test_what_is_over_stays_as_it_was_told_first(store: Store, dsn: str) -> None:
+    with qigstore.session("s", dsn=dsn, quiet=True, rules=RULES[:1]) as opened:
+        opened.record(0, loss=2.0)
+    (event,) = store.events.list()
+    assert store.events.note(event.id, "a")
+    assert store.events.resolve(event.id, "b")
+    assert not store.events.resolve(event.id, "c")
+    assert not store.events.note(event.id, "d")
+    assert store.events.get(event.id).detail["result"] == "a; b"
