@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -42,6 +42,7 @@ __all__ = [
     "decode_manifest",
     "encode_manifest",
     "layout",
+    "root_digest",
     "strict_json",
 ]
 
@@ -60,7 +61,7 @@ _BODY = len(_PREFIX) + 64 + len(_MIDDLE)
 
 @dataclass(frozen=True, slots=True)
 class FileInfo:
-    """Size and digest of one file."""
+    """Size and digest of one file; the payload's is a root over its parts (`root_digest`)."""
 
     bytes: int
     blake3: str
@@ -145,6 +146,18 @@ def layout(arrays: Mapping[str, tuple[str, tuple[int, ...]]]) -> tuple[bytes, tu
         Slot(slot.name, slot.code, slot.shape, base + slot.start, base + slot.stop)
         for slot in places
     )
+
+
+def root_digest(header: bytes, digests: Iterable[str]) -> str:
+    """BLAKE3 of the header and, in the order of the file, of every array's digest.
+
+    It covers every byte of the file, as its own digest would, and no byte is hashed twice: while
+    training runs, hashing is what a save takes from it.
+    """
+    root = blake3(header)
+    for digest in digests:
+        root.update(bytes.fromhex(digest))
+    return root.hexdigest()
 
 
 def _header(places: Sequence[Slot]) -> bytes:

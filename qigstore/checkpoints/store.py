@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
-from qigstore.checkpoints.disk import Disk, replace_file, write_all
+from qigstore.checkpoints.disk import Disk, replace_file, write_all, write_pages
 from qigstore.checkpoints.folders import Folders, open_file, parse_id
 from qigstore.checkpoints.format import (
     MANIFEST,
@@ -33,8 +33,9 @@ from qigstore.checkpoints.format import (
     encode_manifest,
     strict_json,
 )
-from qigstore.checkpoints.payload import Beside, Staged, check_payload, read_payload, stage
+from qigstore.checkpoints.payload import Beside, Hashed, Staged, stage
 from qigstore.checkpoints.ranking import finite
+from qigstore.checkpoints.reading import Payload
 from qigstore.checkpoints.tree import restore
 from qigstore.errors import (
     CheckpointCorrupt,
@@ -176,13 +177,12 @@ class CheckpointStore:
 
     def _write(self, fresh: Path, staged: Staged, info: SaveInfo) -> Manifest:
         disk = self._disk
-        whole, parts = Beside(staged.digest), Beside(staged.tensors)
+        hashing = Beside(staged.hashed)
         try:
-            write_all(disk, fresh / PAYLOAD, staged.view)
+            write_pages(disk, fresh / PAYLOAD, staged.pages, staged.size)
         finally:
-            for hashing in (whole, parts):
-                hashing.wait()  # the buffer may be used again when this returns
-        tensors, not_finite = parts.result()
+            hashing.wait()  # the buffer may be used again when this returns
+        found: Hashed = hashing.result()
         manifest = Manifest(
             id=info.id,
             store=self._folders.store_id(),
@@ -195,10 +195,10 @@ class CheckpointStore:
             regime=info.regime,
             created_at=datetime.now(UTC),
             parent=info.parent,
-            weights_finite=not not_finite,
-            not_finite=tuple(not_finite[:_NAMED_MAX]),
-            files={PAYLOAD: FileInfo(staged.size, whole.result())},
-            tensors=tensors,
+            weights_finite=not found.not_finite,
+            not_finite=found.not_finite[:_NAMED_MAX],
+            files={PAYLOAD: FileInfo(staged.size, found.root)},
+            tensors=found.tensors,
             skeleton=staged.skeleton,
             metadata=info.metadata,
         )
@@ -234,7 +234,7 @@ class CheckpointStore:
             file = found.path / PAYLOAD
             fd = open_file(found.fd, file)
             try:
-                arrays = read_payload(fd, file, found.manifest, verify=verify)
+                arrays = Payload(fd, file, found.manifest).read(verify=verify)
             finally:
                 os.close(fd)
         try:
@@ -256,7 +256,7 @@ class CheckpointStore:
             file = found.path / PAYLOAD
             fd = open_file(found.fd, file)
             try:
-                check_payload(fd, file, found.manifest)
+                Payload(fd, file, found.manifest).check()
             finally:
                 os.close(fd)
             return found.manifest

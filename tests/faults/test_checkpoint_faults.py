@@ -24,8 +24,8 @@ from qigstore.errors import CheckpointError
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 CALLS = (
-    "mkdir", "create", "write", "fsync", "close", "fsync_folder", "rename", "unlink", "rmdir",
-    "listdir", "free_bytes", "try_lock", "unlock",
+    "mkdir", "create", "bypass", "write", "truncate", "fsync", "close", "fsync_folder", "rename",
+    "unlink", "rmdir", "listdir", "free_bytes", "try_lock", "unlock",
 )  # fmt: skip
 GIVES_BACK = {"close", "unlock"}  # the kernel has done it even where it reports an error
 KILLED = 77
@@ -35,6 +35,7 @@ class Watched(Disk):
     """A disk that counts its calls and does `deed` at the n-th."""
 
     def __init__(self, n: int = 0, deed: Callable[[], None] | None = None) -> None:
+        super().__init__()
         self.n, self.deed, self.count = n, deed, 0
 
 

@@ -1,0 +1,236 @@
+"""The arrays of a checkpoint on their way back: sizes before memory, digests beside the reading.
+
+Arrays that lie next to each other in the file are read together, in runs of some megabytes, into
+page-aligned memory of the run; each array is a view of it. A file that is not in the page cache is
+read past it, as it was written.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from blake3 import blake3
+
+from qigstore.checkpoints.arrays import CODES
+from qigstore.checkpoints.disk import PAGE
+from qigstore.checkpoints.format import Manifest, Slot, layout, root_digest
+from qigstore.checkpoints.payload import Beside, allocate
+from qigstore.errors import CheckpointCorrupt, CheckpointError
+
+__all__ = ["Payload"]
+
+Array = npt.NDArray[Any]
+
+_CHUNK = 4 << 20
+_RUN = 16 << 20
+_GAP = 64 << 10
+_PAST_CACHE_MIN = 1 << 20
+
+
+class Payload:
+    """A payload file, open, whose kind, size and header are what its manifest says.
+
+    Raises:
+        CheckpointCorrupt: they are not; no memory was taken for the arrays.
+    """
+
+    def __init__(self, fd: int, path: Path, manifest: Manifest) -> None:
+        self._fd, self._path, self._manifest = fd, path, manifest
+        found = os.fstat(fd)
+        if not stat.S_ISREG(found.st_mode):
+            raise CheckpointCorrupt(
+                path, "kind of file", expected="a regular file", found="another"
+            )
+        try:
+            header, slots = layout({n: (t.dtype, t.shape) for n, t in manifest.tensors.items()})
+        except (CheckpointError, ValueError) as error:
+            raise CheckpointCorrupt(path, "arrays", expected="a layout", found=error) from None
+        end = slots[-1].stop if slots else len(header)
+        for what, size in (("size", manifest.payload.bytes), ("size of its arrays", end)):
+            if size != found.st_size:
+                raise CheckpointCorrupt(
+                    path, what, expected=f"{size} bytes", found=f"{found.st_size} bytes"
+                )
+        self.slots = slots
+        self._past_cache = end >= _PAST_CACHE_MIN and not self._cached(end // 2 // PAGE * PAGE)
+        self._check_header(header)
+
+    def _check_header(self, header: bytes) -> None:
+        start = bytearray(len(header))
+        self._fill(memoryview(start), 0)
+        if start != header:
+            raise CheckpointCorrupt(
+                self._path, "header", expected="the arrays of the manifest", found="others"
+            )
+        digests = [self._manifest.tensors[slot.name].blake3 for slot in self.slots]
+        self._compare(None, root_digest(header, digests))
+
+    def read(
+        self, names: Collection[str] | None = None, *, verify: bool = True
+    ) -> dict[str, Array]:
+        """These arrays, or all of them, their digests compared unless told not to.
+
+        A second thread hashes what this one reads, so that reading sets the pace. The header was
+        compared byte for byte and the arrays fill the rest of the file: that is all of it.
+
+        Raises:
+            CheckpointCorrupt: what is there is not what the manifest describes.
+        """
+        slots = [slot for slot in self.slots if names is None or slot.name in names]
+        arrays: dict[str, Array] = {}
+        hashers = {slot.name: blake3() for slot in slots}
+        self._go_past_cache(True)
+        beside = _HashBeside() if verify else None
+        try:
+            for run in _runs(slots):
+                arrays |= self._read_run(run, beside, hashers)
+        finally:
+            if beside is not None:
+                beside.end()
+        for name, hasher in hashers.items() if verify else ():
+            self._compare(name, hasher.hexdigest())
+        return {slot.name: arrays[slot.name] for slot in slots}
+
+    def check(self) -> None:
+        """Verify every array without keeping it, in constant memory.
+
+        Raises:
+            CheckpointCorrupt: what is there is not what the manifest describes.
+        """
+        self._go_past_cache(False)  # one at a time: the kernel reads ahead while this one hashes
+        os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
+        scratch = memoryview(bytearray(_CHUNK))
+        for slot in self.slots:
+            hasher = blake3()
+            for at in range(slot.start, slot.stop, _CHUNK):
+                piece = scratch[: min(slot.stop - at, _CHUNK)]
+                self._fill(piece, at)
+                hasher.update(piece)
+            self._compare(slot.name, hasher.hexdigest())
+
+    def _read_run(
+        self, run: list[Slot], beside: _HashBeside | None, hashers: dict[str, blake3]
+    ) -> dict[str, Array]:
+        """Read arrays that lie together, and have their bytes hashed on the way."""
+        low = run[0].start // PAGE * PAGE
+        memory = allocate(run[-1].stop - low)
+        view, arrays = memoryview(memory), {}
+        for slot in run:
+            try:
+                arrays[slot.name] = np.ndarray(
+                    slot.shape, CODES[slot.code], buffer=memory, offset=slot.start - low
+                )
+            except (ValueError, TypeError) as error:
+                what = f"shape of array {slot.name!r:.60}"
+                raise CheckpointCorrupt(self._path, what, expected="a shape", found=error) from None
+        waiting = iter(run)
+        slot = next(waiting)
+        for at in range(low, run[-1].stop, _CHUNK):
+            end = min(at + _CHUNK, run[-1].stop)
+            self._fill(view[at - low : -(-end // PAGE) * PAGE - low], at, end - at)
+            while beside is not None:
+                start, stop = max(slot.start, at), min(slot.stop, end)
+                beside.add(hashers[slot.name], view[start - low : stop - low])
+                if slot.stop > end or (following := next(waiting, None)) is None:
+                    break
+                slot = following
+        return arrays
+
+    def _fill(self, view: memoryview, at: int, needed: int | None = None) -> None:
+        """Read until that many bytes from `at` are there; a short read is carried on."""
+        needed, got = len(view) if needed is None else needed, 0
+        while got < needed:
+            try:
+                more = os.preadv(self._fd, [view[got:]], at + got)
+            except OSError as error:
+                if error.errno != errno.EINVAL or not self._go_past_cache(False):
+                    raise
+                continue  # a disk of larger blocks, or a short read before: through the cache
+            if not more:
+                raise CheckpointCorrupt(
+                    self._path, "length", expected=f"{needed - got} more bytes", found=0
+                )
+            got += more
+
+    def _compare(self, name: str | None, found: str) -> None:
+        """Compare an array's digest, or without a name the file's, with what the manifest says."""
+        manifest = self._manifest
+        expected = manifest.payload.blake3 if name is None else manifest.tensors[name].blake3
+        if expected != found:
+            what = "BLAKE3 of the file" if name is None else f"BLAKE3 of array {name!r:.60}"
+            raise CheckpointCorrupt(self._path, what, expected=expected, found=found)
+
+    def _cached(self, at: int) -> bool:
+        """Whether that page is in the cache; True also where the kernel cannot tell."""
+        try:
+            os.preadv(self._fd, [bytearray(PAGE)], at, os.RWF_NOWAIT)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            if error.errno not in {errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS}:
+                raise
+        return True
+
+    def _go_past_cache(self, wanted: bool) -> bool:
+        """Have reads go past the page cache where that was found better; False: as before."""
+        if not self._past_cache:
+            return False
+        flags = fcntl.fcntl(self._fd, fcntl.F_GETFL) & ~os.O_DIRECT
+        with suppress(OSError):  # a file system without it: the cache does, too
+            fcntl.fcntl(self._fd, fcntl.F_SETFL, flags | (os.O_DIRECT if wanted else 0))
+        self._past_cache = wanted
+        return True
+
+
+def _runs(slots: Iterable[Slot]) -> Iterator[list[Slot]]:
+    """Neighbours in the file, in groups of some megabytes; a larger array is one by itself."""
+    run: list[Slot] = []
+    for slot in slots:
+        if run and (slot.start - run[-1].stop > _GAP or slot.stop - run[0].start > _RUN):
+            yield run
+            run = []
+        run.append(slot)
+    if run:
+        yield run
+
+
+class _HashBeside:
+    """A thread that hashes pieces in their order while another one reads on.
+
+    Small pieces go in batches: handing one over costs more than hashing a few kilobytes.
+    """
+
+    def __init__(self) -> None:
+        self._batch: list[tuple[blake3, memoryview]] = []
+        self._size = 0
+        self._queue: SimpleQueue[list[tuple[blake3, memoryview]] | None] = SimpleQueue()
+        self._job = Beside(self._run, or_here=False)
+
+    def add(self, hasher: blake3, piece: memoryview) -> None:
+        """Hash these bytes next; they must not change any more."""
+        self._batch.append((hasher, piece))
+        self._size += len(piece)
+        if self._size >= _CHUNK:
+            self._queue.put(self._batch)
+            self._batch, self._size = [], 0
+
+    def end(self) -> None:
+        """Wait until all is hashed; call it also where reading failed, so that the thread ends."""
+        self._queue.put(self._batch)
+        self._queue.put(None)
+        self._job.result()
+
+    def _run(self) -> None:
+        while (batch := self._queue.get()) is not None:
+            for hasher, piece in batch:
+                hasher.update(piece)
