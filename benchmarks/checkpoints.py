@@ -20,7 +20,6 @@ import argparse
 import json
 import os
 import resource
-import shutil
 import statistics
 import subprocess
 import sys
@@ -94,15 +93,15 @@ class Loop:
             self._step()
         return perf_counter() - began
 
-    def lost(self, subject: Subject, folder: Path, seconds: float) -> float:
+    def lost(self, subject: Subject, seconds: float) -> float:
         """Seconds that a save takes from the loop, which goes on for longer than the save."""
         count = max(20, int(seconds / (self.steps(10) / 10)))
         before = self.steps(count)
         began = perf_counter()
-        begun = subject.begin(folder)
+        begun = subject.begin()
         blocked = perf_counter() - began
         during = self.steps(count)
-        subject.finish(folder, begun)
+        subject.finish(begun)
         return blocked + during - (before + self.steps(count)) / 2
 
 
@@ -121,15 +120,14 @@ class Bench:
             if reason:
                 self.absent[name] = reason
             elif not only or name in {*only, FLOOR}:
-                self.subjects[name] = kind(arrays)
+                self.subjects[name] = kind(arrays, root / name)
 
     def round(self, *, keep: bool) -> None:
         """Save and load once with each; `keep` what was measured, or only warm up."""
         for name, subject in [*self.subjects.items()]:
             print(f"… {self.megabytes:g} MB {name}", file=sys.stderr, flush=True)
-            folder = self.root / name
             try:
-                found = self._one(subject, folder) | self._training(subject, folder)
+                found = self._one(subject) | self._training(subject)
             except Exception as error:
                 self.absent[name] = f"failed here: {error!r:.150}"
                 del self.subjects[name]
@@ -139,30 +137,25 @@ class Bench:
                 for column, value in found.items():
                     columns.setdefault(column, []).append(value)
 
-    def _fresh(self, folder: Path) -> None:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
+    def _one(self, subject: Subject) -> dict[str, float]:
+        subject.fresh()
         os.sync()
-
-    def _one(self, subject: Subject, folder: Path) -> dict[str, float]:
-        self._fresh(folder)
         cpu, began = process_time(), perf_counter()
-        begun = subject.begin(folder)
+        begun = subject.begin()
         blocked = perf_counter() - began
-        subject.finish(folder, begun)
+        subject.finish(begun)
         found = {"blocked": blocked, "durable": perf_counter() - began, "cpu": process_time() - cpu}
         loads = {"cold": subject.load, "warm": subject.load, "one": subject.load_one}
         for column, load in loads.items():
             if column == "warm":
-                subject.load(folder)  # fills the cache, whatever went past it
-                for path in folder.rglob("*"):
+                for path in subject.folder.rglob("*"):  # into the cache, whatever went past it
                     if path.is_file():
                         path.read_bytes()
             else:
-                forget(folder)
+                forget(subject.folder)
             began = perf_counter()
             try:
-                kept = load(folder)
+                kept = load()
             except NotImplementedError:
                 continue
             found[column] = perf_counter() - began
@@ -170,9 +163,10 @@ class Bench:
         self._durable = found["durable"]
         return found
 
-    def _training(self, subject: Subject, folder: Path) -> dict[str, float]:
-        self._fresh(folder)
-        return {"lost": self.loop.lost(subject, folder, min(1.5 * self._durable + 0.2, 6.0))}
+    def _training(self, subject: Subject) -> dict[str, float]:
+        subject.fresh()
+        os.sync()
+        return {"lost": self.loop.lost(subject, min(1.5 * self._durable + 0.2, 6.0))}
 
 
 def memory_of(name: str, megabytes: float, root: Path) -> float | str:
@@ -192,14 +186,13 @@ def memory_of(name: str, megabytes: float, root: Path) -> float | str:
 
 def child(name: str, megabytes: float, root: Path) -> None:
     """Save in this process and print what that added to its highest resident size, in MB."""
-    subject = SUBJECTS[name](arrays_of(megabytes, _COUNT))
-    small = SUBJECTS[name](arrays_of(0.1, 2))
-    for number, each in enumerate((small, subject)):
-        folder = Path(tempfile.mkdtemp(dir=root, prefix=f"child-{number}-"))
+    for size, count in ((0.1, 2), (megabytes, _COUNT)):  # the small one loads the libraries
+        subject = SUBJECTS[name](arrays_of(size, count), root / f"{name}-{size:g}-alone")
+        subject.fresh()
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        each.finish(folder, each.begin(folder))
+        subject.finish(subject.begin())
         after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        shutil.rmtree(folder)
+        subject.close()
     print((after - before) * 1024 / 1e6)
 
 

@@ -11,6 +11,7 @@ import contextlib
 import importlib
 import importlib.util
 import os
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -61,8 +62,13 @@ class Subject:
     needs: tuple[str, ...] = ()
     verifies = "nothing"
 
-    def __init__(self, arrays: Arrays) -> None:
-        self.arrays = arrays
+    def __init__(self, arrays: Arrays, folder: Path) -> None:
+        self.arrays, self.folder = arrays, folder
+
+    def fresh(self) -> None:
+        """Remove what the last save left."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir()
 
     @classmethod
     def missing(cls) -> str:
@@ -70,18 +76,18 @@ class Subject:
         absent = [name for name in cls.needs if importlib.util.find_spec(name) is None]
         return f"{', '.join(absent)} not installed" if absent else ""
 
-    def begin(self, folder: Path) -> Any:
+    def begin(self) -> Any:
         """What training waits for."""
         raise NotImplementedError
 
-    def finish(self, folder: Path, begun: Any) -> None:
+    def finish(self, begun: Any) -> None:
         """Wait until what was begun is durable."""
 
-    def load(self, folder: Path) -> Any:
+    def load(self) -> Any:
         """Load everything."""
         raise NotImplementedError
 
-    def load_one(self, folder: Path) -> Any:
+    def load_one(self) -> Any:
         """Load one array; NotImplementedError where only all of them can be had."""
         raise NotImplementedError
 
@@ -94,29 +100,29 @@ class Floor(Subject):
 
     title = "floor: write+fsync+rename+fsync"
 
-    def __init__(self, arrays: Arrays) -> None:
-        super().__init__(arrays)
+    def __init__(self, arrays: Arrays, folder: Path) -> None:
+        super().__init__(arrays, folder)
         self._bytes = np.concatenate([array.ravel() for array in arrays.values()])
 
-    def begin(self, folder: Path) -> Any:
+    def begin(self) -> Any:
         octets: Any = self._bytes  # some NumPy's stubs know of no buffer
         view = memoryview(octets).cast("B")
-        fd = os.open(folder / "tmp", os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+        fd = os.open(self.folder / "tmp", os.O_WRONLY | os.O_CREAT | os.O_EXCL)
         while view.nbytes:
             view = view[os.write(fd, view[: 8 << 20]) :]
         os.fsync(fd)
         os.close(fd)
-        (folder / "tmp").rename(folder / "state")
-        fd = os.open(folder, os.O_RDONLY)
+        (self.folder / "tmp").rename(self.folder / "state")
+        fd = os.open(self.folder, os.O_RDONLY)
         os.fsync(fd)
         os.close(fd)
 
-    def load(self, folder: Path) -> Any:
-        return np.fromfile(folder / "state", np.float32)
+    def load(self) -> Any:
+        return np.fromfile(self.folder / "state", np.float32)
 
-    def load_one(self, folder: Path) -> Any:
+    def load_one(self) -> Any:
         return np.fromfile(
-            folder / "state", np.float32, count=next(iter(self.arrays.values())).size
+            self.folder / "state", np.float32, count=next(iter(self.arrays.values())).size
         )
 
 
@@ -126,38 +132,34 @@ class Ours(Subject):
     title = "qigstore"
     verifies = "every array"
 
-    def __init__(self, arrays: Arrays) -> None:
-        super().__init__(arrays)
-        self._managers: dict[Path, Any] = {}
-        self._buffer: Any = None
-
-    def begin(self, folder: Path) -> Any:
+    def __init__(self, arrays: Arrays, folder: Path) -> None:
+        super().__init__(arrays, folder)
         from qigstore.checkpoints import CheckpointManager, CheckpointStore
 
-        manager = CheckpointManager(
+        self.manager = CheckpointManager(
             CheckpointStore(folder), None, session_id=1, session_name="bench", attempt=1
         )
-        # One manager a folder here, one a run elsewhere: they hand the buffer on.
-        manager._buffer = self._buffer
-        found = manager.save(self._state(), step=1)
-        self._buffer = manager._buffer
-        self._managers[folder] = manager, found
-        return manager
+        self._id: Any = None
 
-    def finish(self, folder: Path, begun: Any) -> None:
-        begun.wait()
+    def fresh(self) -> None:
+        if self._id is not None:
+            self.manager.delete_checkpoint(self._id)
 
-    def load(self, folder: Path) -> Any:
-        manager, found = self._managers[folder]
-        return manager.load(found)
+    def begin(self) -> Any:
+        self._id = self.manager.save(self.arrays, step=1)
 
-    def load_one(self, folder: Path) -> Any:
-        manager, found = self._managers[folder]
-        path = manager.store.locate("bench", found)
-        return manager.store.load(path, part=(next(iter(self.arrays)),))
+    def finish(self, begun: Any) -> None:
+        self.manager.wait()
 
-    def _state(self) -> Any:
-        return self.arrays
+    def load(self) -> Any:
+        return self.manager.load(self._id)
+
+    def load_one(self) -> Any:
+        path = self.manager.store.locate("bench", self._id)
+        return self.manager.store.load(path, part=(next(iter(self.arrays)),))
+
+    def close(self) -> None:
+        self.manager.close()
 
 
 class Npz(Subject):
@@ -166,16 +168,16 @@ class Npz(Subject):
     title = "numpy.savez + fsync"
     verifies = "CRC-32 of the zip"
 
-    def begin(self, folder: Path) -> Any:
-        np.savez(folder / "state.npz", **self.arrays)  # type: ignore[arg-type]
-        sync_tree(folder)
+    def begin(self) -> Any:
+        np.savez(self.folder / "state.npz", **self.arrays)  # type: ignore[arg-type]
+        sync_tree(self.folder)
 
-    def load(self, folder: Path) -> Any:
-        with np.load(folder / "state.npz") as found:
+    def load(self) -> Any:
+        with np.load(self.folder / "state.npz") as found:
             return {name: found[name] for name in found.files}
 
-    def load_one(self, folder: Path) -> Any:
-        with np.load(folder / "state.npz") as found:
+    def load_one(self) -> Any:
+        with np.load(self.folder / "state.npz") as found:
             return found[next(iter(self.arrays))]
 
 
@@ -185,29 +187,29 @@ class Safetensors(Subject):
     title = "safetensors + fsync"
     needs = ("safetensors",)
 
-    def begin(self, folder: Path) -> Any:
+    def begin(self) -> Any:
         from safetensors.numpy import save_file
 
-        save_file(self.arrays, folder / "state.safetensors")
-        sync_tree(folder)
+        save_file(self.arrays, self.folder / "state.safetensors")
+        sync_tree(self.folder)
 
-    def load(self, folder: Path) -> Any:
+    def load(self) -> Any:
         from safetensors.numpy import load_file
 
-        return load_file(folder / "state.safetensors")
+        return load_file(self.folder / "state.safetensors")
 
-    def load_one(self, folder: Path) -> Any:
+    def load_one(self) -> Any:
         from safetensors import safe_open
 
-        with safe_open(folder / "state.safetensors", "np") as file:
+        with safe_open(self.folder / "state.safetensors", "np") as file:
             return file.get_tensor(next(iter(self.arrays)))
 
 
 class _Torch(Subject):
     needs = ("torch",)
 
-    def __init__(self, arrays: Arrays) -> None:
-        super().__init__(arrays)
+    def __init__(self, arrays: Arrays, folder: Path) -> None:
+        super().__init__(arrays, folder)
         torch = _module("torch")
 
         self.tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
@@ -219,22 +221,22 @@ class TorchSave(_Torch):
     title = "torch.save (not durable)"
     durable = False
 
-    def begin(self, folder: Path) -> Any:
+    def begin(self) -> Any:
         torch = _module("torch")
 
-        torch.save(self.tensors, folder / "state.pt")
+        torch.save(self.tensors, self.folder / "state.pt")
         if self.durable:
-            sync_tree(folder)
+            sync_tree(self.folder)
 
-    def load(self, folder: Path) -> Any:
+    def load(self) -> Any:
         torch = _module("torch")
 
-        return torch.load(folder / "state.pt", weights_only=True)
+        return torch.load(self.folder / "state.pt", weights_only=True)
 
-    def load_one(self, folder: Path) -> Any:
+    def load_one(self) -> Any:
         torch = _module("torch")
 
-        return torch.load(folder / "state.pt", weights_only=True, mmap=True)["layer.0"].clone()
+        return torch.load(self.folder / "state.pt", weights_only=True, mmap=True)["layer.0"].clone()
 
 
 class TorchSaveDurable(TorchSave):
@@ -249,29 +251,29 @@ class Dcp(_Torch):
 
     title = "DCP save"
 
-    def begin(self, folder: Path) -> Any:
+    def begin(self) -> Any:
         dcp = _module("torch.distributed.checkpoint")
 
         with _quiet():
-            dcp.save(self.tensors, checkpoint_id=folder / "dcp", no_dist=True)
-        sync_tree(folder)
+            dcp.save(self.tensors, checkpoint_id=self.folder / "dcp", no_dist=True)
+        sync_tree(self.folder)
 
-    def load(self, folder: Path) -> Any:
+    def load(self) -> Any:
         torch = _module("torch")
         dcp = _module("torch.distributed.checkpoint")
 
         found = {name: torch.empty_like(tensor) for name, tensor in self.tensors.items()}
         with _quiet():
-            dcp.load(found, checkpoint_id=folder / "dcp", no_dist=True)
+            dcp.load(found, checkpoint_id=self.folder / "dcp", no_dist=True)
         return found
 
-    def load_one(self, folder: Path) -> Any:
+    def load_one(self) -> Any:
         torch = _module("torch")
         dcp = _module("torch.distributed.checkpoint")
 
         found = {"layer.0": torch.empty_like(self.tensors["layer.0"])}
         with _quiet():
-            dcp.load(found, checkpoint_id=folder / "dcp", no_dist=True)
+            dcp.load(found, checkpoint_id=self.folder / "dcp", no_dist=True)
         return found
 
 
@@ -280,24 +282,24 @@ class DcpAsync(Dcp):
 
     title = "DCP async_save"
 
-    def __init__(self, arrays: Arrays) -> None:
-        super().__init__(arrays)
+    def __init__(self, arrays: Arrays, folder: Path) -> None:
+        super().__init__(arrays, folder)
         dist = _module("torch.distributed")
 
         if not dist.is_initialized():
             store = dist.HashStore()
             dist.init_process_group("gloo", store=store, rank=0, world_size=1)
 
-    def begin(self, folder: Path) -> Any:
+    def begin(self) -> Any:
         dcp = _module("torch.distributed.checkpoint")
 
         with _quiet():
-            return dcp.async_save(self.tensors, checkpoint_id=folder / "dcp")
+            return dcp.async_save(self.tensors, checkpoint_id=self.folder / "dcp")
 
-    def finish(self, folder: Path, begun: Any) -> None:
+    def finish(self, begun: Any) -> None:
         with _quiet():
             begun.result()
-        sync_tree(folder)
+        sync_tree(self.folder)
 
 
 class Orbax(Subject):
@@ -313,24 +315,24 @@ class Orbax(Subject):
                 return f"{name} not installed"
         return ""
 
-    def __init__(self, arrays: Arrays) -> None:
-        super().__init__(arrays)
+    def __init__(self, arrays: Arrays, folder: Path) -> None:
+        super().__init__(arrays, folder)
         ocp = _module("orbax.checkpoint")
 
         self._checkpointer = ocp.StandardCheckpointer()
 
-    def begin(self, folder: Path) -> Any:
+    def begin(self) -> Any:
         with _quiet():
-            self._checkpointer.save(folder / "orbax", self.arrays)
+            self._checkpointer.save(self.folder / "orbax", self.arrays)
 
-    def finish(self, folder: Path, begun: Any) -> None:
+    def finish(self, begun: Any) -> None:
         with _quiet():
             self._checkpointer.wait_until_finished()
-        sync_tree(folder)
+        sync_tree(self.folder)
 
-    def load(self, folder: Path) -> Any:
+    def load(self) -> Any:
         with _quiet():
-            return self._checkpointer.restore(folder / "orbax")
+            return self._checkpointer.restore(self.folder / "orbax")
 
     def close(self) -> None:
         self._checkpointer.close()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from qigstore.checkpoints.manager import CheckpointManager
+from qigstore.checkpoints.opened import OpenCheckpoint
+from qigstore.checkpoints.randomness import random_states, set_random_states
 from qigstore.checkpoints.ranking import best_first, newest_first
 from qigstore.checkpoints.retention import Retention
 from qigstore.checkpoints.store import CheckpointStore, SaveInfo
@@ -10,8 +12,11 @@ from qigstore.checkpoints.store import CheckpointStore, SaveInfo
 __all__ = [
     "CheckpointManager",
     "CheckpointStore",
+    "OpenCheckpoint",
     "Retention",
     "SaveInfo",
     "best_first",
     "newest_first",
+    "random_states",
+    "set_random_states",
 ]

@@ -8,6 +8,7 @@ as what it was. Objects are refused: they would need pickle.
 
 from __future__ import annotations
 
+import importlib
 import re
 import sys
 from dataclasses import dataclass
@@ -16,12 +17,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from qigstore.errors import CheckpointError
+from qigstore.errors import CheckpointError, CheckpointUnsupported
 
 __all__ = [
     "CODES",
     "NOT_FINITE_MASKS",
     "Leaf",
+    "jax_leaf",
+    "jax_restore",
     "numpy_leaf",
     "numpy_restore",
     "parse_dtype",
@@ -52,18 +55,26 @@ CODES: dict[str, str] = {
 }
 """safetensors dtype → the NumPy dtype that holds its bytes."""
 
-NOT_FINITE_MASKS: dict[str, int] = {"BF16": 0x7F80, "F8_E4M3": 0x7F, "F8_E5M2": 0x7C}
-"""A value of these is NaN or ±inf exactly where `bits & mask == mask`."""
+NOT_FINITE_MASKS: dict[str, int] = {
+    "F64": 0x7FF0_0000_0000_0000,
+    "F32": 0x7F80_0000,
+    "F16": 0x7C00,
+    "BF16": 0x7F80,
+    "F8_E4M3": 0x7F,
+    "F8_E5M2": 0x7C,
+}
+"""A value of these is NaN or ±inf exactly where its bits without the sign are ≥ the mask."""
 
-_CODE_OF = {np.dtype(d): code for code, d in CODES.items() if code not in NOT_FINITE_MASKS}
+_NO_NUMPY = {"BF16", "F8_E4M3", "F8_E5M2"}
+_CODE_OF = {np.dtype(d): code for code, d in CODES.items() if code not in _NO_NUMPY}
 _KINDS = "biufcmMSU"
 _DTYPE = re.compile(r"[<>|=][biufcmMSU][0-9]{1,9}(\[[0-9A-Za-z/]{1,16}\])?")
-_TORCH_BITS = {
+_BITS: dict[str, tuple[str, str]] = {
     "bfloat16": ("BF16", "int16"),
     "float8_e4m3fn": ("F8_E4M3", "uint8"),
     "float8_e5m2": ("F8_E5M2", "uint8"),
 }
-"""torch dtypes that NumPy lacks → (safetensors dtype, torch dtype of the same bits)."""
+"""dtypes of torch and JAX that NumPy lacks → (safetensors dtype, torch dtype of the same bits)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +117,10 @@ def numpy_leaf(array: Array, where: str) -> tuple[Leaf, str | None]:
         CheckpointError: a dtype of objects, records, or no size.
     """
     dtype = array.dtype
+    if dtype.name in _BITS:  # of ml_dtypes, which JAX brings along
+        code = _BITS[dtype.name][0]
+        bits = np.dtype(CODES[code])
+        return Leaf(array.view(bits), bits, code, array.shape), dtype.name
     if dtype.kind not in _KINDS or (dtype.itemsize == 0):
         raise CheckpointError(
             f"{where}: an array of dtype {dtype} cannot be saved (numbers, booleans, times and "
@@ -125,6 +140,11 @@ def numpy_restore(stored: Array, dtype_name: str | None) -> Array:
     """
     if dtype_name is None:
         return stored
+    if dtype_name in _BITS:
+        if stored.dtype != np.dtype(CODES[_BITS[dtype_name][0]]):
+            raise CheckpointError(f"an array stored as {stored.dtype} is no {dtype_name}")
+        found: Array = stored.view(getattr(_needed("ml_dtypes", "jax"), dtype_name))
+        return found
     dtype = parse_dtype(dtype_name)
     raw = dtype.newbyteorder("<")
     code, tail = _stored_as(raw)
@@ -132,7 +152,8 @@ def numpy_restore(stored: Array, dtype_name: str | None) -> Array:
     if stored.dtype != np.dtype(CODES[code]) or cut < 0 or stored.shape[cut:] != tail:
         raise CheckpointError(f"an array stored as {stored.dtype} {stored.shape} is no {dtype}")
     array = stored.reshape(-1).view(raw).reshape(stored.shape[:cut])
-    return array if dtype == raw else array.astype(dtype)
+    # Bytes of an extended precision number may lie anywhere in the file.
+    return array if dtype == raw and array.flags.aligned else array.astype(dtype)
 
 
 def _stored_as(raw: np.dtype[Any]) -> tuple[str, tuple[int, ...]]:
@@ -184,8 +205,8 @@ def torch_leaf(tensor: Any, where: str) -> tuple[Leaf, dict[str, Any]]:
         )
     node = {"dtype": dtype, "grad": bool(tensor.requires_grad), "parameter": parameter}
     plain = tensor.detach().resolve_conj().resolve_neg().cpu()
-    if dtype in _TORCH_BITS:
-        code, bits = _TORCH_BITS[dtype]
+    if dtype in _BITS:
+        code, bits = _BITS[dtype]
         data = plain.view(getattr(torch, bits)).numpy()
         return Leaf(data, np.dtype(CODES[code]), code, data.shape), node
     try:
@@ -195,21 +216,63 @@ def torch_leaf(tensor: Any, where: str) -> tuple[Leaf, dict[str, Any]]:
     return leaf, {**node, "numpy": name} if name else node
 
 
+def jax_leaf(array: Any, where: str) -> tuple[Leaf, dict[str, Any]]:
+    """A JAX array's stored form, and what the skeleton must say of it; typed keys included.
+
+    Raises:
+        CheckpointError: parts of it are in other processes, or an unknown dtype.
+    """
+    jax = sys.modules["jax"]
+    if not array.is_fully_addressable:
+        raise CheckpointError(
+            f"{where}: parts of this JAX array are in other processes; gather it first "
+            "(`jax.experimental.multihost_utils.process_allgather`)"
+        )
+    if jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key):
+        leaf, _ = numpy_leaf(np.asarray(jax.random.key_data(array)), where)
+        return leaf, {"dtype": None, "key": str(jax.random.key_impl(array))}
+    leaf, name = numpy_leaf(np.asarray(array), where)
+    return leaf, {"dtype": name}
+
+
+def jax_restore(stored: Array, node: dict[str, Any]) -> Any:
+    """The array on the default device; the inverse of `jax_leaf`.
+
+    Raises:
+        CheckpointUnsupported: JAX is not installed here, or would cut the dtype to 32 bits.
+    """
+    jax = _needed("jax", "jax")
+    plain = numpy_restore(stored, node["dtype"])
+    # JAX cuts 64 bits to 32 unless it is told not to, and says so by a warning at most.
+    if jax.dtypes.canonicalize_dtype(plain.dtype) != plain.dtype:
+        raise CheckpointUnsupported(
+            f"this checkpoint holds JAX arrays of {plain.dtype} and 64 bits are off here. Set "
+            "`jax.config.update('jax_enable_x64', True)` first."
+        )
+    array = jax.numpy.array(plain)
+    return jax.random.wrap_key_data(array, impl=node["key"]) if "key" in node else array
+
+
+def _needed(module: str, install: str) -> Any:
+    """A module that this checkpoint cannot be loaded without."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise CheckpointUnsupported(
+            f"this checkpoint holds arrays of {module.replace('ml_dtypes', 'JAX')} and {module} is "
+            f"not installed. Install it (`pip install '{install}'`)."
+        ) from error
+
+
 def torch_restore(stored: Array, node: dict[str, Any]) -> Any:
     """The tensor on the CPU, a leaf of no graph; the inverse of `torch_leaf`.
 
     Raises:
-        CheckpointError: torch is not installed here.
+        CheckpointUnsupported: torch is not installed here.
     """
-    try:
-        import torch
-    except ImportError as error:
-        raise CheckpointError(
-            "this checkpoint holds torch tensors and torch is not installed. Install it "
-            "(`pip install 'qigstore[torch]'`)."
-        ) from error
+    torch = _needed("torch", "qigstore[torch]")
     tensor = torch.from_numpy(numpy_restore(stored, node.get("numpy")))
-    if node["dtype"] in _TORCH_BITS:
+    if node["dtype"] in _BITS:
         tensor = tensor.view(getattr(torch, node["dtype"]))
     if node["parameter"]:
         return torch.nn.Parameter(tensor, requires_grad=node["grad"])

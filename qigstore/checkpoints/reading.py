@@ -12,9 +12,9 @@ import fcntl
 import os
 import stat
 from collections.abc import Collection, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,7 @@ from blake3 import blake3
 from qigstore.checkpoints.arrays import CODES
 from qigstore.checkpoints.disk import PAGE
 from qigstore.checkpoints.format import Manifest, Slot, layout, root_digest
-from qigstore.checkpoints.payload import Beside, allocate
+from qigstore.checkpoints.payload import allocate
 from qigstore.errors import CheckpointCorrupt, CheckpointError
 
 __all__ = ["Payload"]
@@ -32,7 +32,8 @@ __all__ = ["Payload"]
 Array = npt.NDArray[Any]
 
 _CHUNK = 4 << 20
-_RUN = 16 << 20
+_RUN = 8 << 20
+_READERS = 6
 _GAP = 64 << 10
 _PAST_CACHE_MIN = 1 << 20
 
@@ -80,26 +81,27 @@ class Payload:
     ) -> dict[str, Array]:
         """These arrays, or all of them, their digests compared unless told not to.
 
-        A second thread hashes what this one reads, so that reading sets the pace. The header was
-        compared byte for byte and the arrays fill the rest of the file: that is all of it.
+        A few threads each read a run and hash it, so that the disk and the cores both have work.
+        The header was compared byte for byte and the arrays fill the rest of the file: that is all
+        of it.
 
         Raises:
             CheckpointCorrupt: what is there is not what the manifest describes.
         """
         slots = [slot for slot in self.slots if names is None or slot.name in names]
-        arrays: dict[str, Array] = {}
-        hashers = {slot.name: blake3() for slot in slots}
+        runs = list(_runs(slots))
         self._go_past_cache(True)
-        beside = _HashBeside() if verify else None
-        try:
-            for run in _runs(slots):
-                arrays |= self._read_run(run, beside, hashers)
-        finally:
-            if beside is not None:
-                beside.end()
-        for name, hasher in hashers.items() if verify else ():
-            self._compare(name, hasher.hexdigest())
-        return {slot.name: arrays[slot.name] for slot in slots}
+        if len(runs) < 2:
+            found = [self._read_run(run, verify) for run in runs]
+        else:
+            with ThreadPoolExecutor(_READERS, thread_name_prefix="qigstore-read") as pool:
+                jobs = [pool.submit(self._read_run, run, verify) for run in runs]
+                try:
+                    found = [job.result() for job in jobs]
+                except BaseException:
+                    pool.shutdown(cancel_futures=True)
+                    raise
+        return {name: array for arrays in found for name, array in arrays.items()}
 
     def check(self) -> None:
         """Verify every array without keeping it, in constant memory.
@@ -118,13 +120,11 @@ class Payload:
                 hasher.update(piece)
             self._compare(slot.name, hasher.hexdigest())
 
-    def _read_run(
-        self, run: list[Slot], beside: _HashBeside | None, hashers: dict[str, blake3]
-    ) -> dict[str, Array]:
-        """Read arrays that lie together, and have their bytes hashed on the way."""
+    def _read_run(self, run: list[Slot], verify: bool) -> dict[str, Array]:
+        """Read arrays that lie together, and compare their digests."""
         low = run[0].start // PAGE * PAGE
         memory = allocate(run[-1].stop - low)
-        view, arrays = memoryview(memory), {}
+        arrays = {}
         for slot in run:
             try:
                 arrays[slot.name] = np.ndarray(
@@ -133,17 +133,20 @@ class Payload:
             except (ValueError, TypeError) as error:
                 what = f"shape of array {slot.name!r:.60}"
                 raise CheckpointCorrupt(self._path, what, expected="a shape", found=error) from None
-        waiting = iter(run)
-        slot = next(waiting)
-        for at in range(low, run[-1].stop, _CHUNK):
-            end = min(at + _CHUNK, run[-1].stop)
-            self._fill(view[at - low : -(-end // PAGE) * PAGE - low], at, end - at)
-            while beside is not None:
-                start, stop = max(slot.start, at), min(slot.stop, end)
-                beside.add(hashers[slot.name], view[start - low : stop - low])
-                if slot.stop > end or (following := next(waiting, None)) is None:
-                    break
-                slot = following
+        view, ready = memoryview(memory), low
+        for slot in run:
+            hasher, at = blake3(), slot.start
+            while at < slot.stop:
+                if at >= ready:  # what was read just now is hashed while it is in the core's cache
+                    end = min(ready + _CHUNK, run[-1].stop)
+                    self._fill(view[ready - low : -(-end // PAGE) * PAGE - low], ready, end - ready)
+                    ready = end
+                upto = min(slot.stop, ready)
+                if verify:
+                    hasher.update(view[at - low : upto - low])
+                at = upto
+            if verify:
+                self._compare(slot.name, hasher.hexdigest())
         return arrays
 
     def _fill(self, view: memoryview, at: int, needed: int | None = None) -> None:
@@ -202,35 +205,3 @@ def _runs(slots: Iterable[Slot]) -> Iterator[list[Slot]]:
         run.append(slot)
     if run:
         yield run
-
-
-class _HashBeside:
-    """A thread that hashes pieces in their order while another one reads on.
-
-    Small pieces go in batches: handing one over costs more than hashing a few kilobytes.
-    """
-
-    def __init__(self) -> None:
-        self._batch: list[tuple[blake3, memoryview]] = []
-        self._size = 0
-        self._queue: SimpleQueue[list[tuple[blake3, memoryview]] | None] = SimpleQueue()
-        self._job = Beside(self._run, or_here=False)
-
-    def add(self, hasher: blake3, piece: memoryview) -> None:
-        """Hash these bytes next; they must not change any more."""
-        self._batch.append((hasher, piece))
-        self._size += len(piece)
-        if self._size >= _CHUNK:
-            self._queue.put(self._batch)
-            self._batch, self._size = [], 0
-
-    def end(self) -> None:
-        """Wait until all is hashed; call it also where reading failed, so that the thread ends."""
-        self._queue.put(self._batch)
-        self._queue.put(None)
-        self._job.result()
-
-    def _run(self) -> None:
-        while (batch := self._queue.get()) is not None:
-            for hasher, piece in batch:
-                hasher.update(piece)

@@ -13,8 +13,8 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from mmap import mmap
@@ -23,6 +23,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 from qigstore.checkpoints.disk import Disk, replace_file, write_all, write_pages
+from qigstore.checkpoints.filling import fill
 from qigstore.checkpoints.folders import Folders, open_file, parse_id
 from qigstore.checkpoints.format import (
     MANIFEST,
@@ -33,16 +34,12 @@ from qigstore.checkpoints.format import (
     encode_manifest,
     strict_json,
 )
+from qigstore.checkpoints.opened import OpenCheckpoint
 from qigstore.checkpoints.payload import Beside, Hashed, Staged, stage
 from qigstore.checkpoints.ranking import finite
 from qigstore.checkpoints.reading import Payload
-from qigstore.checkpoints.tree import restore
-from qigstore.errors import (
-    CheckpointCorrupt,
-    CheckpointError,
-    InvalidInput,
-    NotFound,
-)
+from qigstore.checkpoints.tree import Part
+from qigstore.errors import CheckpointError, InvalidInput, NotFound
 from qigstore.records import Checkpoint, CheckpointKind
 
 __all__ = ["CheckpointStore", "SaveInfo", "Survey"]
@@ -222,32 +219,38 @@ class CheckpointStore:
         """
         return self.folder_of(session) / str(parse_id(checkpoint_id))
 
-    def load(self, path: Path | str, *, verify: bool = True) -> Any:
+    def load(
+        self,
+        path: Path | str,
+        *,
+        verify: bool = True,
+        part: Part = (),
+        into: Any = None,
+    ) -> Any:
         """Read a state back, by default with every digest verified.
+
+        Args:
+            path: the checkpoint's folder.
+            verify: compare the digest of every array that is read.
+            part: keys that lead to a part of the state, ``("model", "encoder")``; only the arrays
+                of that part are read.
+            into: a state to fill, ``model.state_dict()``: its arrays are overwritten in place,
+                after everything was read and compared, and it is returned.
 
         Raises:
             NotFound: no such folder.
             CheckpointCorrupt: what is there is not what was saved.
             CheckpointFormatError: written by a newer version, or not below this root.
+            CheckpointMismatch: it is good and has no such part, or does not fit `into`.
+            CheckpointUnsupported: it is good and needs a library that is not installed here.
         """
-        with self._folders.open(path) as found:
-            file = found.path / PAYLOAD
-            fd = open_file(found.fd, file)
-            try:
-                arrays = Payload(fd, file, found.manifest).read(verify=verify)
-            finally:
-                os.close(fd)
-        try:
-            return restore(found.manifest.skeleton, arrays)
-        except CheckpointError as error:
-            if isinstance(error.__cause__, ImportError):  # torch is missing here; the file is good
-                raise
-            raise CheckpointCorrupt(
-                found.path / MANIFEST, "skeleton", expected="a state", found=error
-            ) from error
+        with self.open(path) as found:
+            state = found.state(part, verify=verify)
+        return state if into is None else fill(into, state)
 
-    def verify(self, path: Path | str) -> Manifest:
-        """Check every byte of a checkpoint in constant memory and return its manifest.
+    @contextmanager
+    def open(self, path: Path | str) -> Iterator[OpenCheckpoint]:
+        """Open a checkpoint whose arrays are read one by one, each verified when it is asked for.
 
         Raises:
             NotFound, CheckpointCorrupt, CheckpointFormatError: as for `load`.
@@ -256,9 +259,18 @@ class CheckpointStore:
             file = found.path / PAYLOAD
             fd = open_file(found.fd, file)
             try:
-                Payload(fd, file, found.manifest).check()
+                yield OpenCheckpoint(found.manifest, Payload(fd, file, found.manifest), found.path)
             finally:
                 os.close(fd)
+
+    def verify(self, path: Path | str) -> Manifest:
+        """Check every byte of a checkpoint in constant memory and return its manifest.
+
+        Raises:
+            NotFound, CheckpointCorrupt, CheckpointFormatError: as for `load`.
+        """
+        with self.open(path) as found:
+            found.check()
             return found.manifest
 
     def manifest(self, path: Path | str) -> Manifest:
