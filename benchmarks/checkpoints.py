@@ -7,8 +7,8 @@ one after the other in one process, so that a slow minute of the machine hits al
 are medians over the repeats, with the least and the most. The floor is one write, fsync, rename
 and fsync of the folder of the same bytes, and for loading one read into fresh memory.
 
-*blocked*: until `save` returns. *durable*: until the bytes are on the disk. *lost*: how much longer
-a training loop takes with one save in it than the same steps before and after. *CPU*: of the whole
+*blocked*: until `save` returns. *durable*: until the bytes are on the disk. *lost*: blocked,
+and how much slower the steps of a training loop are until then. *CPU*: of the whole
 process during a save. *memory*: how much a save raises the highest resident size of a process of
 its own. Loads are measured cold (page cache dropped) and warm; *one* is a single array, cold.
 The peers come with `pip install 'qigstore[checkpoint-bench]'`.
@@ -19,13 +19,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from threading import Thread
 from time import perf_counter, process_time
 from typing import Any
 
@@ -43,6 +43,7 @@ from benchmarks.checkpoints_subjects import (
 __all__ = ["main"]
 
 _COUNT = 222
+_STEPS = 20
 _CHILD_LIMIT_S = 300.0
 _COLUMNS = ("blocked", "durable", "lost", "cpu", "cold", "warm", "one")
 Measures = dict[str, dict[str, list[float]]]
@@ -93,16 +94,25 @@ class Loop:
             self._step()
         return perf_counter() - began
 
-    def lost(self, subject: Subject, seconds: float) -> float:
-        """Seconds that a save takes from the loop, which goes on for longer than the save."""
-        count = max(20, int(seconds / (self.steps(10) / 10)))
-        before = self.steps(count)
+    def lost(self, subject: Subject) -> float:
+        """Seconds that a save takes from the loop.
+
+        What `begin` blocks, and for each step until the save is durable how much longer than those
+        before and after it the middle one took. Medians: a burst of other work on the machine
+        would be larger than what is measured.
+        """
+        usual = [self.steps(1) for _ in range(_STEPS)]
         began = perf_counter()
         begun = subject.begin()
         blocked = perf_counter() - began
-        during = self.steps(count)
-        subject.finish(begun)
-        return blocked + during - (before + self.steps(count)) / 2
+        waiter = Thread(target=subject.finish, args=(begun,))
+        waiter.start()
+        during = []
+        while waiter.is_alive():
+            during.append(self.steps(1))
+        usual += [self.steps(1) for _ in range(_STEPS)]
+        slower = statistics.median(during) - statistics.median(usual) if during else 0.0
+        return blocked + len(during) * slower
 
 
 class Bench:
@@ -160,13 +170,12 @@ class Bench:
                 continue
             found[column] = perf_counter() - began
             del kept
-        self._durable = found["durable"]
         return found
 
     def _training(self, subject: Subject) -> dict[str, float]:
         subject.fresh()
         os.sync()
-        return {"lost": self.loop.lost(subject, min(1.5 * self._durable + 0.2, 6.0))}
+        return {"lost": self.loop.lost(subject)}
 
 
 def memory_of(name: str, megabytes: float, root: Path) -> float | str:
@@ -184,14 +193,20 @@ def memory_of(name: str, megabytes: float, root: Path) -> float | str:
     return float(done.stdout.split()[-1])
 
 
+def _highest_kb() -> int:
+    """Highest resident size of this process (`ru_maxrss` would count its parent's, too)."""
+    text = Path("/proc/self/status").read_text()
+    return int(text.split("VmHWM:")[1].split()[0])
+
+
 def child(name: str, megabytes: float, root: Path) -> None:
     """Save in this process and print what that added to its highest resident size, in MB."""
     for size, count in ((0.1, 2), (megabytes, _COUNT)):  # the small one loads the libraries
         subject = SUBJECTS[name](arrays_of(size, count), root / f"{name}-{size:g}-alone")
         subject.fresh()
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        before = _highest_kb()
         subject.finish(subject.begin())
-        after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        after = _highest_kb()
         subject.close()
     print((after - before) * 1024 / 1e6)
 

@@ -21,6 +21,7 @@ from qigstore.errors import CheckpointError, CheckpointUnsupported
 
 __all__ = [
     "CODES",
+    "ITEM_BYTES",
     "NOT_FINITE_MASKS",
     "Leaf",
     "jax_leaf",
@@ -54,6 +55,9 @@ CODES: dict[str, str] = {
     "F8_E5M2": "|u1",
 }
 """safetensors dtype → the NumPy dtype that holds its bytes."""
+
+ITEM_BYTES: dict[str, int] = {code: np.dtype(name).itemsize for code, name in CODES.items()}
+"""safetensors dtype → bytes of one value."""
 
 NOT_FINITE_MASKS: dict[str, int] = {
     "F64": 0x7FF0_0000_0000_0000,
@@ -117,7 +121,7 @@ def numpy_leaf(array: Array, where: str) -> tuple[Leaf, str | None]:
         CheckpointError: a dtype of objects, records, or no size.
     """
     dtype = array.dtype
-    if dtype.name in _BITS:  # of ml_dtypes, which JAX brings along
+    if dtype.kind == "V" and dtype.name in _BITS:  # of ml_dtypes, which JAX brings along
         code = _BITS[dtype.name][0]
         bits = np.dtype(CODES[code])
         return Leaf(array.view(bits), bits, code, array.shape), dtype.name

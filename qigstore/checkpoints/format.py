@@ -16,6 +16,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast, get_args
 from uuid import UUID
@@ -23,7 +24,7 @@ from uuid import UUID
 import numpy as np
 from blake3 import blake3
 
-from qigstore.checkpoints.arrays import CODES
+from qigstore.checkpoints.arrays import ITEM_BYTES
 from qigstore.errors import CheckpointCorrupt, CheckpointError, CheckpointFormatError
 from qigstore.records import CheckpointKind
 
@@ -130,11 +131,18 @@ def layout(arrays: Mapping[str, tuple[str, tuple[int, ...]]]) -> tuple[bytes, tu
     Raises:
         CheckpointError: an unknown dtype, or a header larger than any reader would take.
     """
-    sizes = {}
-    for name, (code, shape) in arrays.items():
-        if code not in CODES:
+    return _layout(tuple(arrays.items()))
+
+
+@lru_cache(maxsize=1)  # a state has the same layout from save to save
+def _layout(
+    items: tuple[tuple[str, tuple[str, tuple[int, ...]]], ...],
+) -> tuple[bytes, tuple[Slot, ...]]:
+    arrays, sizes = dict(items), {}
+    for name, (code, shape) in items:
+        if code not in ITEM_BYTES:
             raise CheckpointError(f"array {name!r:.60} has the unknown dtype {code!r:.40}")
-        item = np.dtype(CODES[code]).itemsize
+        item = ITEM_BYTES[code]
         sizes[name] = item, item * math.prod(shape)
     places, at = [], 0
     for name in sorted(arrays, key=lambda name: (-sizes[name][0], name)):

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from blake3 import blake3
 
-from qigstore.checkpoints.arrays import CODES, NOT_FINITE_MASKS
+from qigstore.checkpoints.arrays import ITEM_BYTES, NOT_FINITE_MASKS
 from qigstore.checkpoints.disk import PAGE
 from qigstore.checkpoints.format import Slot, TensorInfo, layout, root_digest
 from qigstore.checkpoints.tree import flatten
@@ -169,7 +169,7 @@ def _finite(piece: memoryview, code: str, raw: np.dtype[Any]) -> bool:
     if mask is None:  # extended precision is stored as bytes
         return raw.kind not in "fc" or bool(np.isfinite(np.frombuffer(piece, raw)).all())
     # As integers these bits are the largest of either sign, which two maxima show.
-    width = np.dtype(CODES[code]).itemsize
+    width = ITEM_BYTES[code]
     bits = np.frombuffer(piece, f"<u{width}")
     sign = 1 << (8 * width - 1)
     return int(bits.max()) < sign | mask and int(bits.view(f"<i{width}").max()) < mask

@@ -15,11 +15,11 @@ import os
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from mmap import mmap
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from uuid import UUID, uuid4
 
 from qigstore.checkpoints.disk import Disk, replace_file, write_all, write_pages
@@ -35,7 +35,7 @@ from qigstore.checkpoints.format import (
     strict_json,
 )
 from qigstore.checkpoints.opened import OpenCheckpoint
-from qigstore.checkpoints.payload import Beside, Hashed, Staged, stage
+from qigstore.checkpoints.payload import Beside, Staged, stage
 from qigstore.checkpoints.ranking import finite
 from qigstore.checkpoints.reading import Payload
 from qigstore.checkpoints.tree import Part
@@ -174,12 +174,19 @@ class CheckpointStore:
 
     def _write(self, fresh: Path, staged: Staged, info: SaveInfo) -> Manifest:
         disk = self._disk
-        hashing = Beside(staged.hashed)
+        # A second thread hashes, and encodes what it found, while this one writes and fsyncs.
+        beside = Beside(lambda: self._manifest_of(staged, info))
         try:
             write_pages(disk, fresh / PAYLOAD, staged.pages, staged.size)
         finally:
-            hashing.wait()  # the buffer may be used again when this returns
-        found: Hashed = hashing.result()
+            beside.wait()  # the buffer may be used again when this returns
+        manifest, data = beside.result()
+        write_all(disk, fresh / MANIFEST, data)
+        disk.fsync_folder(fresh)
+        return cast("Manifest", manifest)
+
+    def _manifest_of(self, staged: Staged, info: SaveInfo) -> tuple[Manifest, bytes]:
+        found = staged.hashed()
         manifest = Manifest(
             id=info.id,
             store=self._folders.store_id(),
@@ -200,10 +207,7 @@ class CheckpointStore:
             metadata=info.metadata,
         )
         data, digest = encode_manifest(manifest)
-        write_all(disk, fresh / MANIFEST, data)
-        disk.fsync_folder(fresh)
-        object.__setattr__(manifest, "digest", digest)
-        return manifest
+        return replace(manifest, digest=digest), data
 
     # ------------------------------------------------------------ reading
 

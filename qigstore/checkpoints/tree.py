@@ -137,14 +137,20 @@ def restore(skeleton: Any, arrays: Mapping[str, npt.NDArray[Any]], part: Part = 
     Only the arrays of the part need be there.
 
     Raises:
-        CheckpointError: a skeleton that `flatten` did not make.
+        CheckpointError: a skeleton that `flatten` did not make, or an array is not there.
         CheckpointMismatch: there is no such part.
     """
-    if part:
-        wanted = {found.name for found in references(find(outline(skeleton), part))}
-        state = _restore(skeleton, lambda r: r.restore(arrays[r.name]) if r.name in wanted else r)
-        return find(state, part)
-    return _restore(skeleton, lambda found: found.restore(arrays[found.name]))
+
+    def leaf(found: Reference) -> Any:
+        if part and found.name not in arrays:
+            return found
+        return found.restore(arrays[found.name])
+
+    state = find(_restore(skeleton, leaf), part)
+    missing = {found.name for found in references(state)} if part else ()
+    if missing:
+        raise CheckpointError(f"the skeleton names arrays that are not there: {missing!r:.200}")
+    return state
 
 
 def _restore(skeleton: Any, leaf: Callable[[Reference], Any]) -> Any:
