@@ -90,7 +90,7 @@ class Payload:
         """
         slots = [slot for slot in self.slots if names is None or slot.name in names]
         runs = list(_runs(slots))
-        self._go_past_cache(True)
+        self._direct(True)
         if len(runs) < 2:
             found = [self._read_run(run, verify) for run in runs]
         else:
@@ -109,7 +109,7 @@ class Payload:
         Raises:
             CheckpointCorrupt: what is there is not what the manifest describes.
         """
-        self._go_past_cache(False)  # one at a time: the kernel reads ahead while this one hashes
+        self._direct(False)  # one at a time: the kernel reads ahead while this one hashes
         os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
         scratch = memoryview(bytearray(_CHUNK))
         for slot in self.slots:
@@ -151,14 +151,17 @@ class Payload:
 
     def _fill(self, view: memoryview, at: int, needed: int | None = None) -> None:
         """Read until that many bytes from `at` are there; a short read is carried on."""
-        needed, got = len(view) if needed is None else needed, 0
+        needed, got, cached = len(view) if needed is None else needed, 0, False
         while got < needed:
             try:
                 more = os.preadv(self._fd, [view[got:]], at + got)
             except OSError as error:
-                if error.errno != errno.EINVAL or not self._go_past_cache(False):
+                if error.errno != errno.EINVAL or cached:
                     raise
-                continue  # a disk of larger blocks, or a short read before: through the cache
+                # A disk of larger blocks, or a short read before, which ends between pages.
+                self._direct(False)
+                cached = True
+                continue
             if not more:
                 raise CheckpointCorrupt(
                     self._path, "length", expected=f"{needed - got} more bytes", found=0
@@ -184,15 +187,14 @@ class Payload:
                 raise
         return True
 
-    def _go_past_cache(self, wanted: bool) -> bool:
-        """Have reads go past the page cache where that was found better; False: as before."""
+    def _direct(self, wanted: bool) -> None:
+        """Have reads go past the page cache, where that was found better, or never again."""
         if not self._past_cache:
-            return False
+            return
         flags = fcntl.fcntl(self._fd, fcntl.F_GETFL) & ~os.O_DIRECT
         with suppress(OSError):  # a file system without it: the cache does, too
             fcntl.fcntl(self._fd, fcntl.F_SETFL, flags | (os.O_DIRECT if wanted else 0))
         self._past_cache = wanted
-        return True
 
 
 def _runs(slots: Iterable[Slot]) -> Iterator[list[Slot]]:
