@@ -121,11 +121,12 @@ def numpy_leaf(array: Array, where: str) -> tuple[Leaf, str | None]:
         CheckpointError: a dtype of objects, records, or no size.
     """
     dtype = array.dtype
-    if dtype.kind == "V" and dtype.name in _BITS:  # of ml_dtypes, which JAX brings along
+    foreign = dtype.isbuiltin == 2  # of ml_dtypes, which JAX brings along
+    if foreign and dtype.name in _BITS:
         code = _BITS[dtype.name][0]
         bits = np.dtype(CODES[code])
         return Leaf(array.view(bits), bits, code, array.shape), dtype.name
-    if dtype.kind not in _KINDS or (dtype.itemsize == 0):
+    if foreign or dtype.kind not in _KINDS or dtype.itemsize == 0:
         raise CheckpointError(
             f"{where}: an array of dtype {dtype} cannot be saved (numbers, booleans, times and "
             "strings can). Convert it, or leave it out of the state."
