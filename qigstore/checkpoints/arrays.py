@@ -29,6 +29,7 @@ __all__ = [
     "numpy_leaf",
     "numpy_restore",
     "parse_dtype",
+    "place",
     "tensor_identity",
     "torch_leaf",
     "torch_restore",
@@ -100,6 +101,11 @@ class Leaf:
         return self.data.size * self.raw.itemsize
 
 
+def place(path: tuple[Any, ...]) -> str:
+    """A place in a state, as in ``state['opt'][3]``."""
+    return "state" + "".join(f"[{key!r:.60}]" for key in path)
+
+
 def parse_dtype(text: str) -> np.dtype[Any]:
     """The dtype of that name if it is one that we write.
 
@@ -114,7 +120,7 @@ def parse_dtype(text: str) -> np.dtype[Any]:
         raise CheckpointError(f"{text!r} is not a dtype that a checkpoint holds") from None
 
 
-def numpy_leaf(array: Array, where: str) -> tuple[Leaf, str | None]:
+def numpy_leaf(array: Array, path: tuple[Any, ...]) -> tuple[Leaf, str | None]:
     """The array's stored form, and its dtype's name where the form alone does not tell it.
 
     Raises:
@@ -128,7 +134,7 @@ def numpy_leaf(array: Array, where: str) -> tuple[Leaf, str | None]:
         return Leaf(array.view(bits), bits, code, array.shape), dtype.name
     if foreign or dtype.kind not in _KINDS or dtype.itemsize == 0:
         raise CheckpointError(
-            f"{where}: an array of dtype {dtype} cannot be saved (numbers, booleans, times and "
+            f"{place(path)}: an array of dtype {dtype} cannot be saved (numbers, booleans, times and "
             "strings can). Convert it, or leave it out of the state."
         )
     raw = dtype.newbyteorder("<")
@@ -191,7 +197,7 @@ def tensor_identity(tensor: Any) -> object:
     )
 
 
-def torch_leaf(tensor: Any, where: str) -> tuple[Leaf, dict[str, Any]]:
+def torch_leaf(tensor: Any, path: tuple[Any, ...]) -> tuple[Leaf, dict[str, Any]]:
     """A torch tensor's stored form, and what the skeleton must say of it.
 
     Raises:
@@ -202,10 +208,12 @@ def torch_leaf(tensor: Any, where: str) -> tuple[Leaf, dict[str, Any]]:
     dtype = str(tensor.dtype).removeprefix("torch.")
     if type(tensor) is not torch.Tensor and not parameter:
         kind = f"{type(tensor).__module__}.{type(tensor).__qualname__}"
-        raise CheckpointError(f"{where}: {kind} is a subclass of torch.Tensor that is not known")
+        raise CheckpointError(
+            f"{place(path)}: {kind} is a subclass of torch.Tensor that is not known"
+        )
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
         raise CheckpointError(
-            f"{where}: only dense torch tensors with values can be saved, got {tensor.layout} "
+            f"{place(path)}: only dense torch tensors with values can be saved, got {tensor.layout} "
             f"on {tensor.device}. Use .to_dense() or .dequantize()."
         )
     node = {"dtype": dtype, "grad": bool(tensor.requires_grad), "parameter": parameter}
@@ -215,13 +223,15 @@ def torch_leaf(tensor: Any, where: str) -> tuple[Leaf, dict[str, Any]]:
         data = plain.view(getattr(torch, bits)).numpy()
         return Leaf(data, np.dtype(CODES[code]), code, data.shape), node
     try:
-        leaf, name = numpy_leaf(plain.numpy(), where)
+        leaf, name = numpy_leaf(plain.numpy(), path)
     except TypeError as error:
-        raise CheckpointError(f"{where}: torch dtype {dtype} cannot be saved: {error}") from None
+        raise CheckpointError(
+            f"{place(path)}: torch dtype {dtype} cannot be saved: {error}"
+        ) from None
     return leaf, {**node, "numpy": name} if name else node
 
 
-def jax_leaf(array: Any, where: str) -> tuple[Leaf, dict[str, Any]]:
+def jax_leaf(array: Any, path: tuple[Any, ...]) -> tuple[Leaf, dict[str, Any]]:
     """A JAX array's stored form, and what the skeleton must say of it; typed keys included.
 
     Raises:
@@ -230,13 +240,13 @@ def jax_leaf(array: Any, where: str) -> tuple[Leaf, dict[str, Any]]:
     jax = sys.modules["jax"]
     if not array.is_fully_addressable:
         raise CheckpointError(
-            f"{where}: parts of this JAX array are in other processes; gather it first "
+            f"{place(path)}: parts of this JAX array are in other processes; gather it first "
             "(`jax.experimental.multihost_utils.process_allgather`)"
         )
     if jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key):
-        leaf, _ = numpy_leaf(np.asarray(jax.random.key_data(array)), where)
+        leaf, _ = numpy_leaf(np.asarray(jax.random.key_data(array)), path)
         return leaf, {"dtype": None, "key": str(jax.random.key_impl(array))}
-    leaf, name = numpy_leaf(np.asarray(array), where)
+    leaf, name = numpy_leaf(np.asarray(array), path)
     return leaf, {"dtype": name}
 
 

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from qigstore.checkpoints.tree import nearest, place
+from qigstore.checkpoints.arrays import place
+from qigstore.checkpoints.tree import nearest
 from qigstore.errors import CheckpointMismatch
 
 __all__ = ["fill"]

@@ -167,7 +167,10 @@ class Folders:
                 if error.errno not in {errno.ENOTDIR, errno.ELOOP}:
                     raise
                 raise CheckpointFormatError(
-                    path, "a link or a file stands where a checkpoint's folder should be"
+                    path,
+                    "a link or a file stands where a checkpoint's folder should be, and is not "
+                    "followed. Move the folder itself here, or restore another one "
+                    "(`qigstore checkpoints list`).",
                 ) from None
             data = _read_small(inner, path / MANIFEST, MANIFEST_BYTES_MAX)
             manifest = decode_manifest(path / MANIFEST, data)
@@ -188,7 +191,11 @@ class Folders:
         session, name = path.parent.name, path.name
         root = path.parent.parent
         if ".." in path.parts or (root != self.root and root.resolve() != self.root):
-            raise CheckpointFormatError(path, f"this is not a checkpoint below {self.root}")
+            raise CheckpointFormatError(
+                path,
+                f"this is not a checkpoint below {self.root}; nothing outside is opened. Name one "
+                "by its id (`qigstore checkpoints list`).",
+            )
         return session, str(parse_id(name))
 
 

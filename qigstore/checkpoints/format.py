@@ -320,7 +320,11 @@ def decode_manifest(path: Path, data: bytes) -> Manifest:
 def _check_format(path: Path, fields: Any) -> None:
     named = fields.get("format") if isinstance(fields, dict) else None
     if not isinstance(named, dict) or named.get("name") != FORMAT:
-        raise CheckpointFormatError(path, "this is not the manifest of a qigstore checkpoint")
+        raise CheckpointFormatError(
+            path,
+            f"expected the manifest of a {FORMAT}, found {named!r:.80}. It was left as it is; "
+            "restore another one (`qigstore checkpoints list`).",
+        )
     version = named.get("version")
     if version != VERSION:
         raise CheckpointFormatError(

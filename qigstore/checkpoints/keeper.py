@@ -471,5 +471,6 @@ class CheckpointKeeper:
                 **self._counts,
                 "in_flight": self._thread is not None and self._thread.is_alive(),
                 "rows_pending": len(self._later),
+                "past_cache": self.store.past_cache,
                 "last_error": self._last_error,
             }

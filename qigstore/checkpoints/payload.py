@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import mmap
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,10 +22,11 @@ from qigstore.checkpoints.disk import PAGE
 from qigstore.checkpoints.format import Slot, TensorInfo, layout, root_digest
 from qigstore.checkpoints.tree import flatten
 
-__all__ = ["Beside", "Hashed", "Staged", "allocate", "stage"]
+__all__ = ["TWO_THREADS_MIN", "Beside", "Hashed", "Staged", "allocate", "stage"]
 
 _SLACK = 4 << 20
-_TWO_THREADS_MIN = 32 << 20
+TWO_THREADS_MIN = 32 << 20
+"""Bytes from which a second thread pays: below, the two would wait for Python's lock."""
 _HOT = 1 << 20
 """A piece that fits a core's own cache, and holds whole items of every dtype."""
 _POPULATE = 23
@@ -34,22 +36,21 @@ _POPULATE = 23
 class Beside:
     """Work in a second thread beside this one; its error is raised where the result is asked for.
 
-    While an interpreter ends it waits for a save in flight, and may start no thread any more: then
-    the work is done here at once (`or_here`), or RuntimeError says so.
+    `here`: at once in this thread instead. So it is also done while an interpreter ends: it waits
+    for a save in flight, and starts no thread any more.
     """
 
-    def __init__(self, work: Callable[[], Any], *, or_here: bool = True) -> None:
+    def __init__(self, work: Callable[[], Any], *, here: bool = False) -> None:
         self._work = work
         self._value: Any = None
         self._error: BaseException | None = None
-        thread = threading.Thread(target=self._run, name="qigstore-hash", daemon=True)
-        self._thread: threading.Thread | None = thread
-        try:
-            thread.start()
-        except RuntimeError:
-            if not or_here:
-                raise
-            self._thread = None
+        self._thread: threading.Thread | None = None
+        if not here:
+            thread = threading.Thread(target=self._run, name="qigstore-hash", daemon=True)
+            with suppress(RuntimeError):
+                thread.start()
+                self._thread = thread
+        if self._thread is None:
             self._run()
 
     def wait(self) -> None:
@@ -97,20 +98,46 @@ class Staged:
         return memoryview(self.buffer)[: -(-self.size // PAGE) * PAGE]
 
     def hashed(self) -> Hashed:
-        """Go over every array once, in pieces that the second look finds in the core's cache."""
+        """Go over every array once; the second look at a piece finds it in the core's cache.
+
+        Small neighbours of one dtype are looked at together: a call costs more than their bytes.
+        """
         view = memoryview(self.buffer)
         tensors, bad = {}, []
-        for slot in self.slots:
-            hasher, finite = blake3(), True
-            for at in range(slot.start, slot.stop, _HOT):
-                piece = view[at : min(at + _HOT, slot.stop)]
-                hasher.update(piece)
-                finite = finite and _finite(piece, slot.code, self.raw[slot.name])
-            tensors[slot.name] = TensorInfo(slot.code, slot.shape, hasher.hexdigest())
+        for group in _groups(self.slots):
+            finite = True
+            for slot in group:
+                hasher = blake3()
+                for at in range(slot.start, slot.stop, _HOT):
+                    piece = view[at : min(at + _HOT, slot.stop)]
+                    hasher.update(piece)
+                    finite = finite and (len(group) > 1 or self._finite(slot, piece))
+                tensors[slot.name] = TensorInfo(slot.code, slot.shape, hasher.hexdigest())
+            if len(group) > 1:
+                finite = self._finite(group[0], view[group[0].start : group[-1].stop])
             if not finite:
-                bad.append(slot.name)
+                parts = ((slot, view[slot.start : slot.stop]) for slot in group)
+                bad += [slot.name for slot, part in parts if not self._finite(slot, part)]
         root = root_digest(self.header, (info.blake3 for info in tensors.values()))
         return Hashed(root, tensors, tuple(bad))
+
+    def _finite(self, slot: Slot, piece: memoryview) -> bool:
+        return not piece or _finite(piece, slot.code, self.raw[slot.name])
+
+
+def _groups(slots: Iterable[Slot]) -> Iterator[list[Slot]]:
+    """Neighbours of one stored dtype, together at most `_HOT` bytes, or one alone."""
+    group: list[Slot] = []
+    for slot in slots:
+        fits = group and slot.code == group[0].code and slot.stop - group[0].start <= _HOT
+        # Bytes may be numbers of extended precision, each array of another kind.
+        if not fits or slot.code not in NOT_FINITE_MASKS:
+            if group:
+                yield group
+            group = []
+        group.append(slot)
+    if group:
+        yield group
 
 
 def stage(state: Any, reuse: mmap.mmap | None = None) -> Staged:
@@ -134,14 +161,13 @@ def stage(state: Any, reuse: mmap.mmap | None = None) -> Staged:
             same = leaf.data.dtype.kind == leaf.raw.kind
             np.copyto(target, leaf.data if same else leaf.data.view(leaf.raw))
 
-    if size < _TWO_THREADS_MIN:
-        copy(slots)
-    else:  # training waits, so that two cores are free to copy
-        beside = Beside(lambda: copy(slots[::2]))
-        try:
-            copy(slots[1::2])
-        finally:
-            beside.result()
+    # Training waits, so that two cores are free to copy.
+    beside = Beside(partial(copy, slots[::2]), here=size < TWO_THREADS_MIN)
+    try:
+        copy(slots[1::2])
+    finally:
+        beside.wait()
+    beside.result()
     raw = {name: leaf.raw for name, leaf in flat.leaves.items()}
     return Staged(flat.skeleton, header, slots, raw, buffer, size)
 

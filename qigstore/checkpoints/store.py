@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from mmap import mmap
 from pathlib import Path
 from typing import Any, cast
@@ -35,7 +36,7 @@ from qigstore.checkpoints.format import (
     strict_json,
 )
 from qigstore.checkpoints.opened import OpenCheckpoint
-from qigstore.checkpoints.payload import Beside, Staged, stage
+from qigstore.checkpoints.payload import TWO_THREADS_MIN, Beside, Staged, stage
 from qigstore.checkpoints.ranking import finite
 from qigstore.checkpoints.reading import Payload
 from qigstore.checkpoints.tree import Part
@@ -113,6 +114,11 @@ class CheckpointStore:
     def __repr__(self) -> str:
         return f"CheckpointStore({str(self.root)!r})"
 
+    @property
+    def past_cache(self) -> bool | None:
+        """Whether the last payload went past the page cache; None before there was one."""
+        return self._disk.past_cache
+
     # ------------------------------------------------------------ saving
 
     def save(self, state: Any, *, info: SaveInfo) -> Checkpoint:
@@ -175,7 +181,8 @@ class CheckpointStore:
     def _write(self, fresh: Path, staged: Staged, info: SaveInfo) -> Manifest:
         disk = self._disk
         # A second thread hashes, and encodes what it found, while this one writes and fsyncs.
-        beside = Beside(lambda: self._manifest_of(staged, info))
+        work = partial(self._manifest_of, staged, info)
+        beside = Beside(work, here=staged.size < TWO_THREADS_MIN)
         try:
             write_pages(disk, fresh / PAYLOAD, staged.pages, staged.size)
         finally:

@@ -35,6 +35,7 @@ from qigstore.checkpoints.arrays import (
     numpy_leaf,
     numpy_restore,
     parse_dtype,
+    place,
     tensor_identity,
     torch_leaf,
     torch_restore,
@@ -51,7 +52,6 @@ __all__ = [
     "flatten",
     "nearest",
     "outline",
-    "place",
     "references",
     "restore",
 ]
@@ -195,11 +195,6 @@ def _indices(state: Any) -> range:
     return range(len(state) if isinstance(state, list | tuple) else 0)
 
 
-def place(path: tuple[Any, ...]) -> str:
-    """A place in a state, as in ``state['opt'][3]``."""
-    return "state" + "".join(f"[{key!r:.60}]" for key in path)
-
-
 def nearest(key: Any, among: Iterable[Any]) -> str:
     """Names like this one, as the end of a sentence; empty where there is none."""
     close = get_close_matches(str(key), [str(name) for name in among], 3, 0.5)
@@ -308,7 +303,7 @@ class _Flattener:
         address = value.__array_interface__["data"][0]
         key = (address, value.shape, value.strides, value.dtype) if value.size else id(value)
         if key not in self._known:
-            leaf, dtype = numpy_leaf(value, place(path))
+            leaf, dtype = numpy_leaf(value, path)
             node = {"array": self._add(leaf, path)}
             self._remember(key, value, node | {"dtype": dtype} if dtype else node)
         return self._known[key]
@@ -318,21 +313,21 @@ class _Flattener:
             return {"bytes": base64.b64encode(value).decode("ascii")}
         key = id(value)
         if key not in self._known:
-            leaf, _ = numpy_leaf(np.frombuffer(value, np.uint8), place(path))
+            leaf, _ = numpy_leaf(np.frombuffer(value, np.uint8), path)
             self._remember(key, value, {"blob": self._add(leaf, path)})
         return self._known[key]
 
     def _tensor(self, value: Any, path: tuple[Any, ...]) -> Any:
         key = tensor_identity(value)
         if key not in self._known:
-            leaf, node = torch_leaf(value, place(path))
+            leaf, node = torch_leaf(value, path)
             self._remember(key, value, {"tensor": self._add(leaf, path), **node})
         return self._known[key]
 
     def _jax(self, value: Any, path: tuple[Any, ...]) -> Any:
         key = id(value)  # it cannot be changed, so that the object says all
         if key not in self._known:
-            leaf, node = jax_leaf(value, place(path))
+            leaf, node = jax_leaf(value, path)
             self._remember(key, value, {"jax": self._add(leaf, path), **node})
         return self._known[key]
 
