@@ -134,8 +134,8 @@ def numpy_leaf(array: Array, path: tuple[Any, ...]) -> tuple[Leaf, str | None]:
         return Leaf(array.view(bits), bits, code, array.shape), dtype.name
     if foreign or dtype.kind not in _KINDS or dtype.itemsize == 0:
         raise CheckpointError(
-            f"{place(path)}: an array of dtype {dtype} cannot be saved (numbers, booleans, times and "
-            "strings can). Convert it, or leave it out of the state."
+            f"{place(path)}: an array of dtype {dtype} cannot be saved (numbers, booleans, times "
+            "and strings can). Convert it, or leave it out of the state."
         )
     raw = dtype.newbyteorder("<")
     code, tail = _stored_as(raw)
@@ -213,8 +213,8 @@ def torch_leaf(tensor: Any, path: tuple[Any, ...]) -> tuple[Leaf, dict[str, Any]
         )
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
         raise CheckpointError(
-            f"{place(path)}: only dense torch tensors with values can be saved, got {tensor.layout} "
-            f"on {tensor.device}. Use .to_dense() or .dequantize()."
+            f"{place(path)}: only dense torch tensors with values can be saved, got "
+            f"{tensor.layout} on {tensor.device}. Use .to_dense() or .dequantize()."
         )
     node = {"dtype": dtype, "grad": bool(tensor.requires_grad), "parameter": parameter}
     plain = tensor.detach().resolve_conj().resolve_neg().cpu()

@@ -224,7 +224,7 @@ MARK = "chdir("
 HARMLESS = {"chdir", "exit_group", "exit", "restart_syscall", "wait4"}
 OF_FILES = {
     "openat", "write", "fsync", "rename", "mkdir", "unlink", "rmdir", "flock", "statfs", "close",
-    "newfstatat", "lstat", "fstat", "getdents64", "lseek", "read",
+    "newfstatat", "lstat", "fstat", "getdents64", "lseek", "read", "fcntl", "ftruncate",
 }  # fmt: skip
 
 
