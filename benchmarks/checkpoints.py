@@ -232,12 +232,12 @@ def _ratio(ours: list[float] | None, floor: list[float] | None) -> str:
 def report(measures: Measures, memory: dict[str, float | str]) -> Iterator[str]:
     """The figures as text: seconds, then ratios to the floor."""
     head = "".join(f"{column:>24}" for column in _COLUMNS)
-    yield f"{'seconds':32}{head}{'memory MB':>12}"
+    yield f"{'seconds':32}{head}{'memory MB':>12}  a load verifies"
     for name, columns in measures.items():
         more = memory.get(name)
         extra = f"{more:>12.0f}" if isinstance(more, float) else f"{'–':>12}"
         cells = "".join(_cell(columns.get(column)) for column in _COLUMNS)
-        yield f"{SUBJECTS[name].title:32}{cells}{extra}"
+        yield f"{SUBJECTS[name].title:32}{cells}{extra}  {SUBJECTS[name].verifies}"
     yield f"\n{'to the floor, repeat by repeat':32}{head}"
     floor = measures.get(FLOOR, {})
     base = {column: floor.get(column) for column in _COLUMNS} | {"cpu": floor.get("durable")}

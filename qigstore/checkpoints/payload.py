@@ -20,9 +20,9 @@ from blake3 import blake3
 from qigstore.checkpoints.arrays import ITEM_BYTES, NOT_FINITE_MASKS
 from qigstore.checkpoints.disk import PAGE
 from qigstore.checkpoints.format import Slot, TensorInfo, layout, root_digest
-from qigstore.checkpoints.tree import flatten
+from qigstore.checkpoints.tree import FlatState, flatten
 
-__all__ = ["TWO_THREADS_MIN", "Beside", "Hashed", "Staged", "allocate", "stage"]
+__all__ = ["TWO_THREADS_MIN", "Beside", "Hashed", "Staged", "allocate", "reserve", "stage"]
 
 _SLACK = 4 << 20
 TWO_THREADS_MIN = 32 << 20
@@ -147,10 +147,8 @@ def stage(state: Any, reuse: mmap.mmap | None = None) -> Staged:
         CheckpointError: the state holds something that cannot be saved.
     """
     flat = flatten(state)
-    header, slots = layout({n: (leaf.code, leaf.shape) for n, leaf in flat.leaves.items()})
-    size = slots[-1].stop if slots else len(header)
-    buffer = reuse if reuse is not None and size <= len(reuse) <= 2 * size + _SLACK else None
-    buffer = allocate(size, private=True) if buffer is None else buffer
+    header, slots, size = _layout_of(flat)
+    buffer = _buffer_for(size, reuse)
     buffer[: len(header)] = header
 
     def copy(part: Sequence[Slot]) -> None:
@@ -170,6 +168,25 @@ def stage(state: Any, reuse: mmap.mmap | None = None) -> Staged:
     beside.result()
     raw = {name: leaf.raw for name, leaf in flat.leaves.items()}
     return Staged(flat.skeleton, header, slots, raw, buffer, size)
+
+
+def reserve(state: Any, reuse: mmap.mmap | None = None) -> mmap.mmap:
+    """The buffer that `stage` would use for such a state, its pages there already.
+
+    Raises:
+        CheckpointError: the state holds something that cannot be saved.
+    """
+    return _buffer_for(_layout_of(flatten(state))[2], reuse)
+
+
+def _layout_of(flat: FlatState) -> tuple[bytes, tuple[Slot, ...], int]:
+    header, slots = layout({n: (leaf.code, leaf.shape) for n, leaf in flat.leaves.items()})
+    return header, slots, slots[-1].stop if slots else len(header)
+
+
+def _buffer_for(size: int, reuse: mmap.mmap | None) -> mmap.mmap:
+    fits = reuse is not None and size <= len(reuse) <= 2 * size + _SLACK
+    return reuse if reuse is not None and fits else allocate(size, private=True)
 
 
 def allocate(size: int, *, private: bool = False) -> mmap.mmap:

@@ -36,7 +36,7 @@ from qigstore.checkpoints.format import (
     strict_json,
 )
 from qigstore.checkpoints.opened import OpenCheckpoint
-from qigstore.checkpoints.payload import TWO_THREADS_MIN, Beside, Staged, stage
+from qigstore.checkpoints.payload import TWO_THREADS_MIN, Beside, Staged, reserve, stage
 from qigstore.checkpoints.ranking import finite
 from qigstore.checkpoints.reading import Payload
 from qigstore.checkpoints.tree import Part
@@ -133,6 +133,10 @@ class CheckpointStore:
     def stage(self, state: Any, *, reuse: mmap | None = None) -> Staged:
         """Copy a state, so that training may go on changing it; nothing is written yet."""
         return stage(state, reuse)
+
+    def reserve(self, state: Any, *, reuse: mmap | None = None) -> mmap:
+        """The memory that staging such a state takes; `reuse` where that will do."""
+        return reserve(state, reuse)
 
     def commit(self, staged: Staged, info: SaveInfo) -> Checkpoint:
         """Write a staged state; complete or absent, whatever happens.

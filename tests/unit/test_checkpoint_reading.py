@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from qigstore.checkpoints import (
+    CheckpointManager,
     CheckpointStore,
     OpenCheckpoint,
     SaveInfo,
@@ -320,6 +321,25 @@ def test_a_corrupt_one_changes_nothing_of_what_exists(folders: CheckpointStore) 
     with pytest.raises(CheckpointCorrupt):
         folders.load(path, into=into)
     assert all((array == 0).all() for array in into.values())
+
+
+def test_a_manager_loads_parts_and_prepares_its_memory(tmp_path: Path) -> None:
+    keeper = CheckpointManager(
+        CheckpointStore(tmp_path), None, session_id=1, session_name="ocean", attempt=1
+    )
+    given = {"model": model(), "step": 3}
+    keeper.prepare(given)
+    prepared = keeper._buffer
+    key = keeper.save(given, step=3, wait=True)
+    assert keeper._buffer is prepared is not None
+    into = model()
+    into["encoder.bias"][:] = 9
+    assert keeper.load(key, part=("model",), into=into) is into
+    assert (into["encoder.bias"] == 0).all()
+    assert keeper.progress()["past_cache"] in {True, False}
+    keeper.close()
+    with pytest.raises(CheckpointError, match="closed"):
+        keeper.prepare(given)
 
 
 # ---------------------------------------------------------------- random states, loader positions
