@@ -16,13 +16,21 @@ import logging
 import mmap
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from qigstore.errors import CheckpointError
 
-__all__ = ["PAGE", "Disk", "open_folder", "replace_file", "write_all", "write_pages"]
+__all__ = [
+    "PAGE",
+    "Disk",
+    "open_folder",
+    "replace_file",
+    "write_all",
+    "write_pages",
+    "write_pieces",
+]
 
 PAGE = mmap.PAGESIZE
 """Memory, offset and length of what goes past the page cache are multiples of this."""
@@ -183,11 +191,19 @@ def open_folder(name: Path | str, *, dir_fd: int | None = None) -> int:
 
 def write_all(disk: Disk, path: Path, data: memoryview | bytes, *, replace: bool = False) -> None:
     """Write a whole file and fsync it; a failed fsync is never retried on the same file."""
-    view = memoryview(data)
+    write_pieces(disk, path, [data], replace=replace)
+
+
+def write_pieces(
+    disk: Disk, path: Path, pieces: Iterable[memoryview | bytes], *, replace: bool = False
+) -> None:
+    """Write a file from pieces, one after the other, and fsync it."""
     fd = disk.create(path, replace=replace)
     try:
-        while view.nbytes:
-            view = view[disk.write(fd, view[:_CHUNK]) :]
+        for piece in pieces:
+            view = memoryview(piece)
+            while view.nbytes:
+                view = view[disk.write(fd, view[:_CHUNK]) :]
         disk.fsync(fd)
     finally:
         disk.close(fd)

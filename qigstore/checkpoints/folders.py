@@ -66,15 +66,19 @@ class Folders:
         name = session.encode("utf-8", "surrogatepass")
         return self.root / f"{slug}-{hashlib.sha256(name).hexdigest()[:16]}"
 
-    def session(self, session: str) -> Path:
-        """The session's folder, made and marked where it is not there yet."""
+    def session(self, session: str, *, store: UUID | None = None) -> Path:
+        """The session's folder, made and marked where it is not there yet.
+
+        `store`: the id that a root without a marker is given, so that copies of a store's
+        checkpoints that come back to another machine are its own again.
+        """
         folder = self.of(session)
         if folder in self._made and folder.is_dir():
             return folder
         self.root.mkdir(parents=True, exist_ok=True)
         with self._disk.locked(self.root):
             if self.find_id() is None:
-                self._mark(self.root, {"store": str(uuid4())})
+                self._mark(self.root, {"store": str(store or uuid4())})
                 self._disk.fsync_folder(self.root.parent)
             if not os.path.lexists(folder):
                 self._disk.mkdir(folder)

@@ -20,9 +20,10 @@ from mmap import mmap
 from typing import TYPE_CHECKING, Any, Protocol
 from uuid import UUID, uuid4
 
+from qigstore.checkpoints.info import SaveInfo
 from qigstore.checkpoints.ranking import finite, judge
 from qigstore.checkpoints.retention import Retention, roles
-from qigstore.checkpoints.store import CheckpointStore, SaveInfo
+from qigstore.checkpoints.store import CheckpointStore
 from qigstore.checkpoints.tree import Part
 from qigstore.errors import CheckpointCorrupt, CheckpointError, NotFound, StoreError
 from qigstore.records import Candidate, Checkpoint, CheckpointKind, CheckpointStatus
