@@ -16,7 +16,7 @@ import logging
 import mmap
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -78,6 +78,10 @@ class Disk:
                 return False
             raise
         return bool(_O_DIRECT) or not wanted
+
+    def begin_writing(self, fd: int) -> None:
+        """Have the kernel begin to write what it holds of a file (which it then forgets)."""
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
 
     def truncate(self, fd: int, size: int) -> None:
         """Cut a file."""
@@ -195,15 +199,26 @@ def write_all(disk: Disk, path: Path, data: memoryview | bytes, *, replace: bool
 
 
 def write_pieces(
-    disk: Disk, path: Path, pieces: Iterable[memoryview | bytes], *, replace: bool = False
+    disk: Disk,
+    path: Path,
+    pieces: Iterable[memoryview | bytes],
+    *,
+    replace: bool = False,
+    meanwhile: Callable[[], object] | None = None,
 ) -> None:
-    """Write a file from pieces, one after the other, and fsync it."""
+    """Write a file from pieces, one after the other, and fsync it.
+
+    `meanwhile` is done in between, while the disk is at work already.
+    """
     fd = disk.create(path, replace=replace)
     try:
         for piece in pieces:
             view = memoryview(piece)
             while view.nbytes:
                 view = view[disk.write(fd, view[:_CHUNK]) :]
+        if meanwhile is not None:
+            disk.begin_writing(fd)
+            meanwhile()
         disk.fsync(fd)
     finally:
         disk.close(fd)

@@ -22,41 +22,43 @@ from qigstore.checkpoints.disk import PAGE
 from qigstore.checkpoints.format import Slot, TensorInfo, layout, root_digest
 from qigstore.checkpoints.tree import FlatState, flatten
 
-__all__ = ["TWO_THREADS_MIN", "Beside", "Hashed", "Staged", "allocate", "reserve", "stage"]
+__all__ = ["SMALL_BYTES", "Beside", "Hashed", "Staged", "allocate", "reserve", "stage"]
 
 _SLACK = 4 << 20
-TWO_THREADS_MIN = 32 << 20
-"""Bytes from which a second thread pays: below, the two would wait for Python's lock."""
+SMALL_BYTES = 32 << 20
+"""Below this no second thread pays: the two would wait for Python's lock."""
 _HOT = 1 << 20
 """A piece that fits a core's own cache, and holds whole items of every dtype."""
 _POPULATE = 23
 """MADV_POPULATE_WRITE (Linux 5.14), which Python's mmap has no name for."""
+_POPULATE_STEP = 32 << 20
 
 
 class Beside:
     """Work in a second thread beside this one; its error is raised where the result is asked for.
 
-    `here`: at once in this thread instead. So it is also done while an interpreter ends: it waits
-    for a save in flight, and starts no thread any more.
+    `here`: in this thread instead, when it is waited for. So it is also done while an interpreter
+    ends: it waits for a save in flight, and starts no thread any more.
     """
 
     def __init__(self, work: Callable[[], Any], *, here: bool = False) -> None:
         self._work = work
         self._value: Any = None
         self._error: BaseException | None = None
+        self._done = False
         self._thread: threading.Thread | None = None
         if not here:
             thread = threading.Thread(target=self._run, name="qigstore-hash", daemon=True)
             with suppress(RuntimeError):
                 thread.start()
                 self._thread = thread
-        if self._thread is None:
-            self._run()
 
     def wait(self) -> None:
         """Wait for the end, whatever it is."""
         if self._thread is not None:
             self._thread.join()
+        elif not self._done:
+            self._run()
 
     def result(self) -> Any:
         """Wait for the end; return what the work returned, or raise what it raised."""
@@ -70,6 +72,7 @@ class Beside:
             self._value = self._work()
         except BaseException as error:
             self._error = error
+        self._done = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +163,7 @@ def stage(state: Any, reuse: mmap.mmap | None = None) -> Staged:
             np.copyto(target, leaf.data if same else leaf.data.view(leaf.raw))
 
     # Training waits, so that two cores are free to copy.
-    beside = Beside(partial(copy, slots[::2]), here=size < TWO_THREADS_MIN)
+    beside = Beside(partial(copy, slots[::2]), here=size < SMALL_BYTES)
     try:
         copy(slots[1::2])
     finally:
@@ -199,10 +202,15 @@ def allocate(size: int, *, private: bool = False) -> mmap.mmap:
     pages = max(-(-size // PAGE), 1) * PAGE
     buffer = mmap.mmap(-1, pages, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     hints = [getattr(mmap, "MADV_DONTFORK", None)] if private else []
-    for hint in (*hints, getattr(mmap, "MADV_HUGEPAGE", None), _POPULATE):
+    for hint in (*hints, getattr(mmap, "MADV_HUGEPAGE", None)):
         if hint is not None:
             with suppress(OSError):
                 buffer.madvise(hint)
+    for start in range(0, pages, _POPULATE_STEP):  # other threads get their turn in between
+        try:
+            buffer.madvise(_POPULATE, start, min(_POPULATE_STEP, pages - start))
+        except OSError:
+            break
     return buffer
 
 

@@ -36,7 +36,7 @@ from qigstore.checkpoints.format import (
 )
 from qigstore.checkpoints.info import SaveInfo, record_of
 from qigstore.checkpoints.opened import OpenCheckpoint
-from qigstore.checkpoints.payload import TWO_THREADS_MIN, Beside, Staged, reserve, stage
+from qigstore.checkpoints.payload import SMALL_BYTES, Beside, Staged, reserve, stage
 from qigstore.checkpoints.reading import Payload
 from qigstore.checkpoints.tree import Part
 from qigstore.errors import CheckpointError, InvalidInput, NotFound
@@ -60,11 +60,17 @@ class Survey:
 
 
 class CheckpointStore:
-    """Checkpoints of any number of sessions below one root; every write goes through `disk`."""
+    """Checkpoints of any number of sessions below one root; every write goes through `disk`.
 
-    def __init__(self, root: Path | str, *, disk: Disk | None = None) -> None:
+    Payloads below `small_bytes` go through the page cache, which is quicker for them.
+    """
+
+    def __init__(
+        self, root: Path | str, *, disk: Disk | None = None, small_bytes: int = SMALL_BYTES
+    ) -> None:
         self.root = Path(root).expanduser().resolve()
         self._disk = disk or Disk()
+        self._small_bytes = small_bytes
         self._folders = Folders(self.root, self._disk)
 
     def __repr__(self) -> str:
@@ -77,7 +83,7 @@ class CheckpointStore:
 
     @property
     def past_cache(self) -> bool | None:
-        """Whether the last payload went past the page cache; None before there was one."""
+        """Whether the last large payload went past the page cache; None before there was one."""
         return self._disk.past_cache
 
     # ------------------------------------------------------------ saving
@@ -186,11 +192,17 @@ class CheckpointStore:
 
     def _write(self, fresh: Path, staged: Staged, info: SaveInfo) -> Manifest:
         disk = self._disk
-        # A second thread hashes, and encodes what it found, while this one writes and fsyncs.
-        work = partial(self._manifest_of, staged, info)
-        beside = Beside(work, here=staged.size < TWO_THREADS_MIN)
+        # A second thread hashes, and encodes what it found, while this one writes and fsyncs; of a
+        # small one this thread does so itself, while the disk is at work.
+        small = staged.size < self._small_bytes
+        beside = Beside(partial(self._manifest_of, staged, info), here=small)
+        file = fresh / PAYLOAD
         try:
-            write_pages(disk, fresh / PAYLOAD, staged.pages, staged.size)
+            if small:
+                data = staged.pages[: staged.size]
+                write_pieces(disk, file, [data], meanwhile=beside.wait)
+            else:
+                write_pages(disk, file, staged.pages, staged.size)
         finally:
             beside.wait()  # the buffer may be used again when this returns
         manifest, data = beside.result()

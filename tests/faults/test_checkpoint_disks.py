@@ -77,7 +77,7 @@ def check(folders: CheckpointStore, path: Path, given: dict[str, Any]) -> None:
 @pytest.mark.parametrize("size", SIZES)
 def test_any_size_is_written_to_its_last_byte_and_no_further(tmp_path: Path, size: int) -> None:
     disk = Telling()
-    folders = CheckpointStore(tmp_path, disk=disk)
+    folders = CheckpointStore(tmp_path, disk=disk, small_bytes=0)
     assert folders.past_cache is None
     # One buffer for all, as training has: what an earlier save left in it is in no later file.
     buffer = folders.stage(state(255, size + 3 * PAGE)).buffer
@@ -89,12 +89,20 @@ def test_any_size_is_written_to_its_last_byte_and_no_further(tmp_path: Path, siz
         assert disk.refusals == {}
 
 
+def test_a_small_payload_goes_through_the_cache_and_asks_nobody(tmp_path: Path) -> None:
+    disk = Telling()
+    folders = CheckpointStore(tmp_path, disk=disk)
+    check(folders, folders.save(state(7, 70_000), info=info(7)).path, state(7, 70_000))
+    assert (disk.asked, folders.past_cache) == (0, None)
+    assert not any(direct for direct, _ in disk.writes)
+
+
 @pytest.mark.parametrize("kind", [RefusesAtOpen, RefusesAtWrite])
 def test_a_refusal_is_met_once_and_said(
     tmp_path: Path, kind: type[Telling], caplog: pytest.LogCaptureFixture
 ) -> None:
     disk = kind()
-    folders = CheckpointStore(tmp_path, disk=disk)
+    folders = CheckpointStore(tmp_path, disk=disk, small_bytes=0)
     with caplog.at_level(logging.INFO, "qigstore.checkpoints.disk"):
         for step in range(3):
             check(folders, folders.save(state(step, 70_000), info=info(step)).path,
@@ -119,7 +127,7 @@ def test_short_writes_that_end_between_pages_are_carried_on(tmp_path: Path, take
                 return count
             return super().write(fd, data[:take])
 
-    folders = CheckpointStore(tmp_path, disk=Short())
+    folders = CheckpointStore(tmp_path, disk=Short(), small_bytes=0)
     check(folders, folders.save(state(9, 3_000_000), info=info(9)).path, state(9, 3_000_000))
     assert folders.past_cache in {False, take % PAGE == 0}
 
@@ -129,7 +137,7 @@ def test_a_store_in_memory_works_whatever_it_takes() -> None:
     import tempfile
 
     with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="qigstore-") as folder:
-        folders = CheckpointStore(folder)
+        folders = CheckpointStore(folder, small_bytes=0)
         check(folders, folders.save(state(3, 3_000_000), info=info(3)).path, state(3, 3_000_000))
         assert folders.past_cache is not None
         assert folders.past_cache == (not folders._disk.refusals)
