@@ -23,6 +23,7 @@ __all__ = [
     "CODES",
     "ITEM_BYTES",
     "NOT_FINITE_MASKS",
+    "NO_NUMPY",
     "Leaf",
     "jax_leaf",
     "jax_restore",
@@ -70,16 +71,20 @@ NOT_FINITE_MASKS: dict[str, int] = {
 }
 """A value of these is NaN or ±inf exactly where its bits without the sign are ≥ the mask."""
 
-_NO_NUMPY = {"BF16", "F8_E4M3", "F8_E5M2"}
-_CODE_OF = {np.dtype(d): code for code, d in CODES.items() if code not in _NO_NUMPY}
-_KINDS = "biufcmMSU"
-_DTYPE = re.compile(r"[<>|=][biufcmMSU][0-9]{1,9}(\[[0-9A-Za-z/]{1,16}\])?")
 _BITS: dict[str, tuple[str, str]] = {
     "bfloat16": ("BF16", "int16"),
     "float8_e4m3fn": ("F8_E4M3", "uint8"),
     "float8_e5m2": ("F8_E5M2", "uint8"),
 }
 """dtypes of torch and JAX that NumPy lacks → (safetensors dtype, torch dtype of the same bits)."""
+
+NO_NUMPY = frozenset(_BITS)
+"""Names of the dtypes that NumPy itself lacks."""
+
+_BIT_CODES = {code for code, _ in _BITS.values()}
+_CODE_OF = {np.dtype(d): code for code, d in CODES.items() if code not in _BIT_CODES}
+_KINDS = "biufcmMSU"
+_DTYPE = re.compile(r"[<>|=][biufcmMSU][0-9]{1,9}(\[[0-9A-Za-z/]{1,16}\])?")
 
 
 @dataclass(frozen=True, slots=True)

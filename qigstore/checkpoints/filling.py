@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from qigstore.checkpoints.arrays import place
+from qigstore.checkpoints.arrays import NO_NUMPY, place
 from qigstore.checkpoints.tree import nearest
 from qigstore.errors import CheckpointMismatch
 
@@ -127,4 +127,7 @@ def _shape(value: Any) -> tuple[int, ...]:
 
 
 def _dtype(value: Any) -> str:
-    return str(value.dtype).removeprefix("torch.")
+    """The dtype's name; torch's that NumPy lacks keep its prefix: no other library reads them."""
+    name = str(value.dtype)
+    short = name.removeprefix("torch.")
+    return name if short in NO_NUMPY else short

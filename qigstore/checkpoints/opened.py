@@ -45,6 +45,10 @@ class OpenCheckpoint(Mapping[str, Any]):
             self._by_name = {found.name: found for found in references(self.outline())}
         return self._by_name[name].restore(self._payload.read({name})[name])
 
+    def __contains__(self, name: object) -> bool:
+        """Whether there is an array of that name; nothing is read for it."""
+        return name in self.manifest.tensors
+
     def __iter__(self) -> Iterator[str]:
         return (slot.name for slot in self._payload.slots)
 

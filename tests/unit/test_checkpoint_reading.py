@@ -198,6 +198,8 @@ def test_one_array_is_read_and_no_other(
         with pytest.raises(KeyError, match=r"model\.a00.*nearest: .*model\.a0"):
             opened["model.a00"]
         assert "model.a1" in opened
+        assert last in opened
+        assert "model.a00" not in opened
         assert opened.manifest.step == 1
 
 
@@ -336,7 +338,7 @@ def test_a_manager_loads_parts_and_prepares_its_memory(tmp_path: Path) -> None:
     into["encoder.bias"][:] = 9
     assert keeper.load(key, part=("model",), into=into) is into
     assert (into["encoder.bias"] == 0).all()
-    assert keeper.progress()["past_cache"] in {True, False}
+    assert keeper.progress()["past_cache"] is None  # none was large
     keeper.close()
     with pytest.raises(CheckpointError, match="closed"):
         keeper.prepare(given)

@@ -6,6 +6,7 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from qigstore.checkpoints import CheckpointStore, SaveInfo
@@ -116,8 +117,24 @@ def test_a_state_dict_is_filled_in_place_and_the_model_has_the_weights(tmp_path:
         store.load(path, part=("model",), into=other.state_dict())
     assert torch.equal(other.weight, before)
     half = torch.nn.Linear(3, 4).bfloat16()
-    with pytest.raises(CheckpointMismatch, match="dtype: expected bfloat16, found float32"):
+    with pytest.raises(CheckpointMismatch, match=r"expected torch.bfloat16, found float32"):
         store.load(path, part=("model",), into=half.state_dict())
+
+
+def test_numpy_arrays_are_filled_from_tensors_and_the_other_way(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path)
+    info = {"session_name": "torch", "session_id": 1, "attempt": 1, "step": 0}
+    tensor, array = torch.arange(3.0), np.arange(3, dtype=np.float32)
+    path = store.save({"w": tensor}, info=SaveInfo(**info)).path
+    into = {"w": np.zeros(3, np.float32)}
+    assert store.load(path, into=into)["w"].tolist() == [0, 1, 2]
+    path = store.save({"w": array}, info=SaveInfo(**info)).path
+    assert torch.equal(store.load(path, into={"w": torch.zeros(3)})["w"], tensor)
+    path = store.save({"a": array, "w": tensor.bfloat16()}, info=SaveInfo(**info)).path
+    kept = np.zeros(3, np.float32)
+    with pytest.raises(CheckpointMismatch, match=r"\['w'\]: dtype: .* found torch.bfloat16"):
+        store.load(path, into={"a": kept, "w": np.zeros(3, np.float32)})
+    assert kept.tolist() == [0, 0, 0]
 
 
 def test_one_tensor_is_read_by_its_name(tmp_path: Path) -> None:
