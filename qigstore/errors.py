@@ -24,6 +24,8 @@ as attributes, so a caller never parses a message.
     └── CheckpointError
         ├── CheckpointCorrupt       what is on disk is not what was saved
         ├── CheckpointFormatError   written by a newer version, or not a checkpoint at all
+        ├── CheckpointMismatch      good, and not of the shape of what it is loaded into
+        ├── CheckpointUnsupported   good, and this process lacks what it needs (torch, JAX)
         └── NoHealthyCheckpoint     nothing to recover from, with every candidate's reason
 
     EmergencyStop (SystemExit)      the run stopped itself; carries the process's exit status
@@ -40,6 +42,8 @@ __all__ = [
     "CheckpointCorrupt",
     "CheckpointError",
     "CheckpointFormatError",
+    "CheckpointMismatch",
+    "CheckpointUnsupported",
     "ConfigurationError",
     "EmbeddedServerError",
     "EmergencyStop",
@@ -273,6 +277,24 @@ class CheckpointFormatError(CheckpointError):
     def __init__(self, path: Path, reason: str) -> None:
         self.path, self.reason = path, reason
         super().__init__(f"{path}: {reason}")
+
+
+class CheckpointMismatch(CheckpointError):
+    """A good checkpoint does not fit what it is to be loaded into, or lacks the part asked for.
+
+    Attributes:
+        differences: each with its place, what was expected and what was found.
+    """
+
+    def __init__(self, what: str, differences: Sequence[str]) -> None:
+        self.differences = tuple(differences)
+        shown = "".join(f"\n  - {line}" for line in self.differences[:20])
+        more = len(self.differences) - 20
+        super().__init__(f"{what}:{shown}" + (f"\n  … and {more} more" if more > 0 else ""))
+
+
+class CheckpointUnsupported(CheckpointError):
+    """A good checkpoint needs a library or a setting that this process lacks."""
 
 
 class NoHealthyCheckpoint(CheckpointError):

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from qigstore.checkpoints.info import SaveInfo
 from qigstore.checkpoints.manager import CheckpointManager
+from qigstore.checkpoints.opened import OpenCheckpoint
+from qigstore.checkpoints.randomness import random_states, set_random_states
 from qigstore.checkpoints.ranking import best_first, newest_first
+from qigstore.checkpoints.remote import RemoteCopies
 from qigstore.checkpoints.retention import Retention
-from qigstore.checkpoints.store import CheckpointStore, SaveInfo
+from qigstore.checkpoints.store import CheckpointStore
 
 __all__ = [
     "CheckpointManager",
     "CheckpointStore",
+    "OpenCheckpoint",
+    "RemoteCopies",
     "Retention",
     "SaveInfo",
     "best_first",
     "newest_first",
+    "random_states",
+    "set_random_states",
 ]

@@ -8,6 +8,7 @@ as what it was. Objects are refused: they would need pickle.
 
 from __future__ import annotations
 
+import importlib
 import re
 import sys
 from dataclasses import dataclass
@@ -16,15 +17,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from qigstore.errors import CheckpointError
+from qigstore.errors import CheckpointError, CheckpointUnsupported
 
 __all__ = [
     "CODES",
+    "ITEM_BYTES",
     "NOT_FINITE_MASKS",
+    "NO_NUMPY",
     "Leaf",
+    "jax_leaf",
+    "jax_restore",
     "numpy_leaf",
     "numpy_restore",
     "parse_dtype",
+    "place",
     "tensor_identity",
     "torch_leaf",
     "torch_restore",
@@ -52,18 +58,33 @@ CODES: dict[str, str] = {
 }
 """safetensors dtype → the NumPy dtype that holds its bytes."""
 
-NOT_FINITE_MASKS: dict[str, int] = {"BF16": 0x7F80, "F8_E4M3": 0x7F, "F8_E5M2": 0x7C}
-"""A value of these is NaN or ±inf exactly where `bits & mask == mask`."""
+ITEM_BYTES: dict[str, int] = {code: np.dtype(name).itemsize for code, name in CODES.items()}
+"""safetensors dtype → bytes of one value."""
 
-_CODE_OF = {np.dtype(d): code for code, d in CODES.items() if code not in NOT_FINITE_MASKS}
-_KINDS = "biufcmMSU"
-_DTYPE = re.compile(r"[<>|=][biufcmMSU][0-9]{1,9}(\[[0-9A-Za-z/]{1,16}\])?")
-_TORCH_BITS = {
+NOT_FINITE_MASKS: dict[str, int] = {
+    "F64": 0x7FF0_0000_0000_0000,
+    "F32": 0x7F80_0000,
+    "F16": 0x7C00,
+    "BF16": 0x7F80,
+    "F8_E4M3": 0x7F,
+    "F8_E5M2": 0x7C,
+}
+"""A value of these is NaN or ±inf exactly where its bits without the sign are ≥ the mask."""
+
+_BITS: dict[str, tuple[str, str]] = {
     "bfloat16": ("BF16", "int16"),
     "float8_e4m3fn": ("F8_E4M3", "uint8"),
     "float8_e5m2": ("F8_E5M2", "uint8"),
 }
-"""torch dtypes that NumPy lacks → (safetensors dtype, torch dtype of the same bits)."""
+"""dtypes of torch and JAX that NumPy lacks → (safetensors dtype, torch dtype of the same bits)."""
+
+NO_NUMPY = frozenset(_BITS)
+"""Names of the dtypes that NumPy itself lacks."""
+
+_BIT_CODES = {code for code, _ in _BITS.values()}
+_CODE_OF = {np.dtype(d): code for code, d in CODES.items() if code not in _BIT_CODES}
+_KINDS = "biufcmMSU"
+_DTYPE = re.compile(r"[<>|=][biufcmMSU][0-9]{1,9}(\[[0-9A-Za-z/]{1,16}\])?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +106,11 @@ class Leaf:
         return self.data.size * self.raw.itemsize
 
 
+def place(path: tuple[Any, ...]) -> str:
+    """A place in a state, as in ``state['opt'][3]``."""
+    return "state" + "".join(f"[{key!r:.60}]" for key in path)
+
+
 def parse_dtype(text: str) -> np.dtype[Any]:
     """The dtype of that name if it is one that we write.
 
@@ -99,17 +125,22 @@ def parse_dtype(text: str) -> np.dtype[Any]:
         raise CheckpointError(f"{text!r} is not a dtype that a checkpoint holds") from None
 
 
-def numpy_leaf(array: Array, where: str) -> tuple[Leaf, str | None]:
+def numpy_leaf(array: Array, path: tuple[Any, ...]) -> tuple[Leaf, str | None]:
     """The array's stored form, and its dtype's name where the form alone does not tell it.
 
     Raises:
         CheckpointError: a dtype of objects, records, or no size.
     """
     dtype = array.dtype
-    if dtype.kind not in _KINDS or (dtype.itemsize == 0):
+    foreign = dtype.isbuiltin == 2  # of ml_dtypes, which JAX brings along
+    if foreign and dtype.name in _BITS:
+        code = _BITS[dtype.name][0]
+        bits = np.dtype(CODES[code])
+        return Leaf(array.view(bits), bits, code, array.shape), dtype.name
+    if foreign or dtype.kind not in _KINDS or dtype.itemsize == 0:
         raise CheckpointError(
-            f"{where}: an array of dtype {dtype} cannot be saved (numbers, booleans, times and "
-            "strings can). Convert it, or leave it out of the state."
+            f"{place(path)}: an array of dtype {dtype} cannot be saved (numbers, booleans, times "
+            "and strings can). Convert it, or leave it out of the state."
         )
     raw = dtype.newbyteorder("<")
     code, tail = _stored_as(raw)
@@ -125,6 +156,11 @@ def numpy_restore(stored: Array, dtype_name: str | None) -> Array:
     """
     if dtype_name is None:
         return stored
+    if dtype_name in _BITS:
+        if stored.dtype != np.dtype(CODES[_BITS[dtype_name][0]]):
+            raise CheckpointError(f"an array stored as {stored.dtype} is no {dtype_name}")
+        found: Array = stored.view(getattr(_needed("ml_dtypes", "jax"), dtype_name))
+        return found
     dtype = parse_dtype(dtype_name)
     raw = dtype.newbyteorder("<")
     code, tail = _stored_as(raw)
@@ -132,7 +168,8 @@ def numpy_restore(stored: Array, dtype_name: str | None) -> Array:
     if stored.dtype != np.dtype(CODES[code]) or cut < 0 or stored.shape[cut:] != tail:
         raise CheckpointError(f"an array stored as {stored.dtype} {stored.shape} is no {dtype}")
     array = stored.reshape(-1).view(raw).reshape(stored.shape[:cut])
-    return array if dtype == raw else array.astype(dtype)
+    # Bytes of an extended precision number may lie anywhere in the file.
+    return array if dtype == raw and array.flags.aligned else array.astype(dtype)
 
 
 def _stored_as(raw: np.dtype[Any]) -> tuple[str, tuple[int, ...]]:
@@ -165,7 +202,7 @@ def tensor_identity(tensor: Any) -> object:
     )
 
 
-def torch_leaf(tensor: Any, where: str) -> tuple[Leaf, dict[str, Any]]:
+def torch_leaf(tensor: Any, path: tuple[Any, ...]) -> tuple[Leaf, dict[str, Any]]:
     """A torch tensor's stored form, and what the skeleton must say of it.
 
     Raises:
@@ -176,40 +213,86 @@ def torch_leaf(tensor: Any, where: str) -> tuple[Leaf, dict[str, Any]]:
     dtype = str(tensor.dtype).removeprefix("torch.")
     if type(tensor) is not torch.Tensor and not parameter:
         kind = f"{type(tensor).__module__}.{type(tensor).__qualname__}"
-        raise CheckpointError(f"{where}: {kind} is a subclass of torch.Tensor that is not known")
+        raise CheckpointError(
+            f"{place(path)}: {kind} is a subclass of torch.Tensor that is not known"
+        )
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
         raise CheckpointError(
-            f"{where}: only dense torch tensors with values can be saved, got {tensor.layout} "
-            f"on {tensor.device}. Use .to_dense() or .dequantize()."
+            f"{place(path)}: only dense torch tensors with values can be saved, got "
+            f"{tensor.layout} on {tensor.device}. Use .to_dense() or .dequantize()."
         )
     node = {"dtype": dtype, "grad": bool(tensor.requires_grad), "parameter": parameter}
     plain = tensor.detach().resolve_conj().resolve_neg().cpu()
-    if dtype in _TORCH_BITS:
-        code, bits = _TORCH_BITS[dtype]
+    if dtype in _BITS:
+        code, bits = _BITS[dtype]
         data = plain.view(getattr(torch, bits)).numpy()
         return Leaf(data, np.dtype(CODES[code]), code, data.shape), node
     try:
-        leaf, name = numpy_leaf(plain.numpy(), where)
+        leaf, name = numpy_leaf(plain.numpy(), path)
     except TypeError as error:
-        raise CheckpointError(f"{where}: torch dtype {dtype} cannot be saved: {error}") from None
+        raise CheckpointError(
+            f"{place(path)}: torch dtype {dtype} cannot be saved: {error}"
+        ) from None
     return leaf, {**node, "numpy": name} if name else node
+
+
+def jax_leaf(array: Any, path: tuple[Any, ...]) -> tuple[Leaf, dict[str, Any]]:
+    """A JAX array's stored form, and what the skeleton must say of it; typed keys included.
+
+    Raises:
+        CheckpointError: parts of it are in other processes, or an unknown dtype.
+    """
+    jax = sys.modules["jax"]
+    if not array.is_fully_addressable:
+        raise CheckpointError(
+            f"{place(path)}: parts of this JAX array are in other processes; gather it first "
+            "(`jax.experimental.multihost_utils.process_allgather`)"
+        )
+    if jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key):
+        leaf, _ = numpy_leaf(np.asarray(jax.random.key_data(array)), path)
+        return leaf, {"dtype": None, "key": str(jax.random.key_impl(array))}
+    leaf, name = numpy_leaf(np.asarray(array), path)
+    return leaf, {"dtype": name}
+
+
+def jax_restore(stored: Array, node: dict[str, Any]) -> Any:
+    """The array on the default device; the inverse of `jax_leaf`.
+
+    Raises:
+        CheckpointUnsupported: JAX is not installed here, or would cut the dtype to 32 bits.
+    """
+    jax = _needed("jax", "jax")
+    plain = numpy_restore(stored, node["dtype"])
+    # JAX cuts 64 bits to 32 unless it is told not to, and says so by a warning at most.
+    if jax.dtypes.canonicalize_dtype(plain.dtype) != plain.dtype:
+        raise CheckpointUnsupported(
+            f"this checkpoint holds JAX arrays of {plain.dtype} and 64 bits are off here. Set "
+            "`jax.config.update('jax_enable_x64', True)` first."
+        )
+    array = jax.numpy.array(plain)
+    return jax.random.wrap_key_data(array, impl=node["key"]) if "key" in node else array
+
+
+def _needed(module: str, install: str) -> Any:
+    """A module that this checkpoint cannot be loaded without."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise CheckpointUnsupported(
+            f"this checkpoint holds arrays of {module.replace('ml_dtypes', 'JAX')} and {module} is "
+            f"not installed. Install it (`pip install '{install}'`)."
+        ) from error
 
 
 def torch_restore(stored: Array, node: dict[str, Any]) -> Any:
     """The tensor on the CPU, a leaf of no graph; the inverse of `torch_leaf`.
 
     Raises:
-        CheckpointError: torch is not installed here.
+        CheckpointUnsupported: torch is not installed here.
     """
-    try:
-        import torch
-    except ImportError as error:
-        raise CheckpointError(
-            "this checkpoint holds torch tensors and torch is not installed. Install it "
-            "(`pip install 'qigstore[torch]'`)."
-        ) from error
+    torch = _needed("torch", "qigstore[torch]")
     tensor = torch.from_numpy(numpy_restore(stored, node.get("numpy")))
-    if node["dtype"] in _TORCH_BITS:
+    if node["dtype"] in _BITS:
         tensor = tensor.view(getattr(torch, node["dtype"]))
     if node["parameter"]:
         return torch.nn.Parameter(tensor, requires_grad=node["grad"])

@@ -2,28 +2,58 @@
 
 Every write, fsync, rename and removal goes through a `Disk`. Reading does not: what was read is
 proved by its digest, whatever the disk did.
+
+Large files go past the page cache (O_DIRECT): the kernel then reads the caller's memory itself, and
+no core that trains spends time copying it. Where a file system refuses that, which is found out
+once for each, they go through the cache, and `Disk.refusals` says so.
 """
 
 from __future__ import annotations
 
 import errno
 import fcntl
+import logging
+import mmap
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from qigstore.errors import CheckpointError
 
-__all__ = ["Disk", "open_folder", "replace_file", "write_all"]
+__all__ = [
+    "PAGE",
+    "Disk",
+    "open_folder",
+    "replace_file",
+    "write_all",
+    "write_pages",
+    "write_pieces",
+]
+
+PAGE = mmap.PAGESIZE
+"""Memory, offset and length of what goes past the page cache are multiples of this."""
 
 _CHUNK = 8 << 20
+_CHUNK_PAST_CACHE = 64 << 20
+_O_DIRECT = getattr(os, "O_DIRECT", 0)
+_NO_DIRECT = {errno.EINVAL, errno.EOPNOTSUPP}
+_log = logging.getLogger(__name__)
 _NO_LOCKS = {errno.EBADF, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL}
 
 
 class Disk:
-    """The real disk; each method is one system call or two."""
+    """The real disk; each method is one system call or two.
+
+    Attributes:
+        refusals: why files of a device (`st_dev`) go through the page cache.
+        past_cache: whether the last large file went past it; None before there was one.
+    """
+
+    def __init__(self) -> None:
+        self.refusals: dict[int, str] = {}
+        self.past_cache: bool | None = None
 
     def mkdir(self, path: Path) -> None:
         """Make a folder; it must not exist."""
@@ -37,6 +67,25 @@ class Disk:
     def write(self, fd: int, data: memoryview) -> int:
         """Write what the kernel takes at once and say how much that was."""
         return os.write(fd, data)
+
+    def bypass(self, fd: int, wanted: bool) -> bool:
+        """Have a file's writes go past the page cache or not; False where it cannot be had."""
+        flags = fcntl.fcntl(fd, fcntl.F_GETFL) & ~_O_DIRECT
+        try:
+            fcntl.fcntl(fd, fcntl.F_SETFL, flags | (_O_DIRECT if wanted else 0))
+        except OSError as error:
+            if error.errno in _NO_DIRECT:
+                return False
+            raise
+        return bool(_O_DIRECT) or not wanted
+
+    def begin_writing(self, fd: int) -> None:
+        """Have the kernel begin to write what it holds of a file (which it then forgets)."""
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+
+    def truncate(self, fd: int, size: int) -> None:
+        """Cut a file."""
+        os.ftruncate(fd, size)
 
     def fsync(self, fd: int) -> None:
         """Wait until the file is on the disk."""
@@ -146,14 +195,75 @@ def open_folder(name: Path | str, *, dir_fd: int | None = None) -> int:
 
 def write_all(disk: Disk, path: Path, data: memoryview | bytes, *, replace: bool = False) -> None:
     """Write a whole file and fsync it; a failed fsync is never retried on the same file."""
-    view = memoryview(data)
+    write_pieces(disk, path, [data], replace=replace)
+
+
+def write_pieces(
+    disk: Disk,
+    path: Path,
+    pieces: Iterable[memoryview | bytes],
+    *,
+    replace: bool = False,
+    meanwhile: Callable[[], object] | None = None,
+) -> None:
+    """Write a file from pieces, one after the other, and fsync it.
+
+    `meanwhile` is done in between, while the disk is at work already.
+    """
     fd = disk.create(path, replace=replace)
     try:
-        while view.nbytes:
-            view = view[disk.write(fd, view[:_CHUNK]) :]
+        for piece in pieces:
+            view = memoryview(piece)
+            while view.nbytes:
+                view = view[disk.write(fd, view[:_CHUNK]) :]
+        if meanwhile is not None:
+            disk.begin_writing(fd)
+            meanwhile()
         disk.fsync(fd)
     finally:
         disk.close(fd)
+
+
+def write_pages(disk: Disk, path: Path, pages: memoryview, size: int) -> None:
+    """Write a whole file from whole pages of memory, past the page cache if it can be, and fsync.
+
+    The last page is written whole and the file then cut to `size` bytes.
+    """
+    fd = disk.create(path)
+    try:
+        past, at = _try_bypass(disk, fd, path), 0
+        while at < size:
+            if past and at % PAGE:  # after a short write: only whole pages go past the cache
+                past = not disk.bypass(fd, False)
+            piece = pages[at : at + _CHUNK_PAST_CACHE] if past else pages[at:size][:_CHUNK]
+            try:
+                at += disk.write(fd, piece)
+            except OSError as error:
+                if not past or error.errno not in _NO_DIRECT:
+                    raise
+                past = not disk.bypass(fd, False)
+                _refused(disk, fd, path, "write")
+        if at > size:
+            disk.truncate(fd, size)
+        disk.past_cache = past
+        disk.fsync(fd)
+    finally:
+        disk.close(fd)
+
+
+def _try_bypass(disk: Disk, fd: int, path: Path) -> bool:
+    if os.fstat(fd).st_dev in disk.refusals:
+        return False
+    if disk.bypass(fd, True):
+        return True
+    _refused(disk, fd, path, "open")
+    return False
+
+
+def _refused(disk: Disk, fd: int, path: Path, call: str) -> None:
+    reason = f"the file system below {path.parent.parent} refuses O_DIRECT ({call})"
+    disk.refusals[os.fstat(fd).st_dev] = reason
+    _log.info("%s: checkpoints go through the page cache, which takes more of training", reason)
 
 
 def replace_file(disk: Disk, path: Path, data: bytes) -> None:

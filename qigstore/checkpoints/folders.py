@@ -66,15 +66,19 @@ class Folders:
         name = session.encode("utf-8", "surrogatepass")
         return self.root / f"{slug}-{hashlib.sha256(name).hexdigest()[:16]}"
 
-    def session(self, session: str) -> Path:
-        """The session's folder, made and marked where it is not there yet."""
+    def session(self, session: str, *, store: UUID | None = None) -> Path:
+        """The session's folder, made and marked where it is not there yet.
+
+        `store`: the id that a root without a marker is given, so that copies of a store's
+        checkpoints that come back to another machine are its own again.
+        """
         folder = self.of(session)
         if folder in self._made and folder.is_dir():
             return folder
         self.root.mkdir(parents=True, exist_ok=True)
         with self._disk.locked(self.root):
             if self.find_id() is None:
-                self._mark(self.root, {"store": str(uuid4())})
+                self._mark(self.root, {"store": str(store or uuid4())})
                 self._disk.fsync_folder(self.root.parent)
             if not os.path.lexists(folder):
                 self._disk.mkdir(folder)
@@ -167,7 +171,10 @@ class Folders:
                 if error.errno not in {errno.ENOTDIR, errno.ELOOP}:
                     raise
                 raise CheckpointFormatError(
-                    path, "a link or a file stands where a checkpoint's folder should be"
+                    path,
+                    "a link or a file stands where a checkpoint's folder should be, and is not "
+                    "followed. Move the folder itself here, or restore another one "
+                    "(`qigstore checkpoints list`).",
                 ) from None
             data = _read_small(inner, path / MANIFEST, MANIFEST_BYTES_MAX)
             manifest = decode_manifest(path / MANIFEST, data)
@@ -188,7 +195,11 @@ class Folders:
         session, name = path.parent.name, path.name
         root = path.parent.parent
         if ".." in path.parts or (root != self.root and root.resolve() != self.root):
-            raise CheckpointFormatError(path, f"this is not a checkpoint below {self.root}")
+            raise CheckpointFormatError(
+                path,
+                f"this is not a checkpoint below {self.root}; nothing outside is opened. Name one "
+                "by its id (`qigstore checkpoints list`).",
+            )
         return session, str(parse_id(name))
 
 

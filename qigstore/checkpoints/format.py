@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast, get_args
 from uuid import UUID
@@ -23,7 +24,7 @@ from uuid import UUID
 import numpy as np
 from blake3 import blake3
 
-from qigstore.checkpoints.arrays import CODES
+from qigstore.checkpoints.arrays import ITEM_BYTES
 from qigstore.errors import CheckpointCorrupt, CheckpointError, CheckpointFormatError
 from qigstore.records import CheckpointKind
 
@@ -42,6 +43,7 @@ __all__ = [
     "decode_manifest",
     "encode_manifest",
     "layout",
+    "root_digest",
     "strict_json",
 ]
 
@@ -60,7 +62,7 @@ _BODY = len(_PREFIX) + 64 + len(_MIDDLE)
 
 @dataclass(frozen=True, slots=True)
 class FileInfo:
-    """Size and digest of one file."""
+    """Size and digest of one file; the payload's is a root over its parts (`root_digest`)."""
 
     bytes: int
     blake3: str
@@ -129,11 +131,18 @@ def layout(arrays: Mapping[str, tuple[str, tuple[int, ...]]]) -> tuple[bytes, tu
     Raises:
         CheckpointError: an unknown dtype, or a header larger than any reader would take.
     """
-    sizes = {}
-    for name, (code, shape) in arrays.items():
-        if code not in CODES:
+    return _layout(tuple(arrays.items()))
+
+
+@lru_cache(maxsize=1)  # a state has the same layout from save to save
+def _layout(
+    items: tuple[tuple[str, tuple[str, tuple[int, ...]]], ...],
+) -> tuple[bytes, tuple[Slot, ...]]:
+    arrays, sizes = dict(items), {}
+    for name, (code, shape) in items:
+        if code not in ITEM_BYTES:
             raise CheckpointError(f"array {name!r:.60} has the unknown dtype {code!r:.40}")
-        item = np.dtype(CODES[code]).itemsize
+        item = ITEM_BYTES[code]
         sizes[name] = item, item * math.prod(shape)
     places, at = [], 0
     for name in sorted(arrays, key=lambda name: (-sizes[name][0], name)):
@@ -145,6 +154,18 @@ def layout(arrays: Mapping[str, tuple[str, tuple[int, ...]]]) -> tuple[bytes, tu
         Slot(slot.name, slot.code, slot.shape, base + slot.start, base + slot.stop)
         for slot in places
     )
+
+
+def root_digest(header: bytes, digests: Iterable[str]) -> str:
+    """BLAKE3 of the header and, in the order of the file, of every array's digest.
+
+    It covers every byte of the file, as its own digest would, and no byte is hashed twice: while
+    training runs, hashing is what a save takes from it.
+    """
+    root = blake3(header)
+    for digest in digests:
+        root.update(bytes.fromhex(digest))
+    return root.hexdigest()
 
 
 def _header(places: Sequence[Slot]) -> bytes:
@@ -299,7 +320,11 @@ def decode_manifest(path: Path, data: bytes) -> Manifest:
 def _check_format(path: Path, fields: Any) -> None:
     named = fields.get("format") if isinstance(fields, dict) else None
     if not isinstance(named, dict) or named.get("name") != FORMAT:
-        raise CheckpointFormatError(path, "this is not the manifest of a qigstore checkpoint")
+        raise CheckpointFormatError(
+            path,
+            f"expected the manifest of a {FORMAT}, found {named!r:.80}. It was left as it is; "
+            "restore another one (`qigstore checkpoints list`).",
+        )
     version = named.get("version")
     if version != VERSION:
         raise CheckpointFormatError(

@@ -20,9 +20,11 @@ from mmap import mmap
 from typing import TYPE_CHECKING, Any, Protocol
 from uuid import UUID, uuid4
 
+from qigstore.checkpoints.info import SaveInfo
 from qigstore.checkpoints.ranking import finite, judge
 from qigstore.checkpoints.retention import Retention, roles
-from qigstore.checkpoints.store import CheckpointStore, SaveInfo
+from qigstore.checkpoints.store import CheckpointStore
+from qigstore.checkpoints.tree import Part
 from qigstore.errors import CheckpointCorrupt, CheckpointError, NotFound, StoreError
 from qigstore.records import Candidate, Checkpoint, CheckpointKind, CheckpointStatus
 
@@ -173,6 +175,16 @@ class CheckpointKeeper:
         elif self._on_error is None:
             self._raise_errors()
         return info.id
+
+    def prepare(self, state: Any) -> None:
+        """Take the memory of a save now, so that the first one blocks no longer than the others.
+
+        Raises:
+            CheckpointError: such a state cannot be saved.
+        """
+        self._check_usable()
+        with self._saving:
+            self._buffer = self.store.reserve(state, reuse=self._buffer)
 
     def wait(self, timeout_s: float | None = None) -> None:
         """Wait until the save in flight is committed, and a little for its row.
@@ -455,14 +467,21 @@ class CheckpointKeeper:
 
     # ------------------------------------------------------------ loading
 
-    def load(self, checkpoint_id: UUID | str, *, verify: bool = True) -> Any:
-        """The state of a checkpoint of this session, every digest verified.
+    def load(
+        self,
+        checkpoint_id: UUID | str,
+        *,
+        verify: bool = True,
+        part: Part = (),
+        into: Any = None,
+    ) -> Any:
+        """The state of a checkpoint of this session, or a part of it, every digest verified.
 
         Raises:
             NotFound, CheckpointCorrupt, CheckpointFormatError: see `CheckpointStore.load`.
         """
         path = self.store.locate(self.session_name, checkpoint_id)
-        return self.store.load(path, verify=verify)
+        return self.store.load(path, verify=verify, part=part, into=into)
 
     def progress(self) -> dict[str, Any]:
         """Saved, failed and removed so far, what is under way, and what went wrong last."""
@@ -471,5 +490,6 @@ class CheckpointKeeper:
                 **self._counts,
                 "in_flight": self._thread is not None and self._thread.is_alive(),
                 "rows_pending": len(self._later),
+                "past_cache": self.store.past_cache,
                 "last_error": self._last_error,
             }

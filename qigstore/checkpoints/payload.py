@@ -1,64 +1,64 @@
-"""The arrays of a checkpoint: copied once into one buffer, hashed beside the writing, read back.
+"""The arrays of a checkpoint on their way out: copied once into one buffer, hashed beside writing.
 
 Staging copies every array to its place in one page-aligned buffer that holds exactly the bytes of
-the file to be. That copy is all that training waits for.
+the file to be. That copy is all that training waits for. (`reading` is the way back.)
 """
 
 from __future__ import annotations
 
 import mmap
-import os
-import stat
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
-from queue import SimpleQueue
-from typing import Any, BinaryIO
+from functools import partial
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from blake3 import blake3
 
-from qigstore.checkpoints.arrays import CODES, NOT_FINITE_MASKS
-from qigstore.checkpoints.format import Manifest, Slot, TensorInfo, layout
-from qigstore.checkpoints.tree import flatten
-from qigstore.errors import CheckpointCorrupt, CheckpointError
+from qigstore.checkpoints.arrays import ITEM_BYTES, NOT_FINITE_MASKS
+from qigstore.checkpoints.disk import PAGE
+from qigstore.checkpoints.format import Slot, TensorInfo, layout, root_digest
+from qigstore.checkpoints.tree import FlatState, flatten
 
-__all__ = ["Beside", "Staged", "check_payload", "read_payload", "stage"]
+__all__ = ["SMALL_BYTES", "Beside", "Hashed", "Staged", "allocate", "reserve", "stage"]
 
-Array = npt.NDArray[Any]
-
-_CHUNK = 4 << 20
-_FINITE_CHUNK = 1 << 16
+_SLACK = 4 << 20
+SMALL_BYTES = 32 << 20
+"""Below this no second thread pays: the two would wait for Python's lock."""
+_HOT = 1 << 20
+"""A piece that fits a core's own cache, and holds whole items of every dtype."""
+_POPULATE = 23
+"""MADV_POPULATE_WRITE (Linux 5.14), which Python's mmap has no name for."""
+_POPULATE_STEP = 32 << 20
 
 
 class Beside:
     """Work in a second thread beside this one; its error is raised where the result is asked for.
 
-    While an interpreter ends it waits for a save in flight, and may start no thread any more: then
-    the work is done here at once (`or_here`), or RuntimeError says so.
+    `here`: in this thread instead, when it is waited for. So it is also done while an interpreter
+    ends: it waits for a save in flight, and starts no thread any more.
     """
 
-    def __init__(self, work: Callable[[], Any], *, or_here: bool = True) -> None:
+    def __init__(self, work: Callable[[], Any], *, here: bool = False) -> None:
         self._work = work
         self._value: Any = None
         self._error: BaseException | None = None
-        thread = threading.Thread(target=self._run, name="qigstore-hash", daemon=True)
-        self._thread: threading.Thread | None = thread
-        try:
-            thread.start()
-        except RuntimeError:
-            if not or_here:
-                raise
-            self._thread = None
-            self._run()
+        self._done = False
+        self._thread: threading.Thread | None = None
+        if not here:
+            thread = threading.Thread(target=self._run, name="qigstore-hash", daemon=True)
+            with suppress(RuntimeError):
+                thread.start()
+                self._thread = thread
 
     def wait(self) -> None:
         """Wait for the end, whatever it is."""
         if self._thread is not None:
             self._thread.join()
+        elif not self._done:
+            self._run()
 
     def result(self) -> Any:
         """Wait for the end; return what the work returned, or raise what it raised."""
@@ -72,6 +72,16 @@ class Beside:
             self._value = self._work()
         except BaseException as error:
             self._error = error
+        self._done = True
+
+
+@dataclass(frozen=True, slots=True)
+class Hashed:
+    """What hashing a staged state finds: digests, and the names of arrays with NaN or ±inf."""
+
+    root: str
+    tensors: Mapping[str, TensorInfo]
+    not_finite: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,30 +89,58 @@ class Staged:
     """A copy of a state, in the bytes of its payload file."""
 
     skeleton: Any
+    header: bytes
     slots: tuple[Slot, ...]
     raw: Mapping[str, np.dtype[Any]]
     buffer: mmap.mmap
     size: int
 
     @property
-    def view(self) -> memoryview:
-        """The bytes of the file."""
-        return memoryview(self.buffer)[: self.size]
+    def pages(self) -> memoryview:
+        """The bytes of the file, and of the buffer to the end of the last page."""
+        return memoryview(self.buffer)[: -(-self.size // PAGE) * PAGE]
 
-    def digest(self) -> str:
-        """BLAKE3 of the file."""
-        return blake3(self.view).hexdigest()
+    def hashed(self) -> Hashed:
+        """Go over every array once; the second look at a piece finds it in the core's cache.
 
-    def tensors(self) -> tuple[dict[str, TensorInfo], list[str]]:
-        """The digest of every array, and the names of those that hold NaN or ±inf."""
-        view = self.view
+        Small neighbours of one dtype are looked at together: a call costs more than their bytes.
+        """
+        view = memoryview(self.buffer)
         tensors, bad = {}, []
-        for slot in self.slots:
-            part = view[slot.start : slot.stop]
-            tensors[slot.name] = TensorInfo(slot.code, slot.shape, blake3(part).hexdigest())
-            if not _finite(part, slot.code, self.raw[slot.name]):
-                bad.append(slot.name)
-        return tensors, bad
+        for group in _groups(self.slots):
+            finite = True
+            for slot in group:
+                hasher = blake3()
+                for at in range(slot.start, slot.stop, _HOT):
+                    piece = view[at : min(at + _HOT, slot.stop)]
+                    hasher.update(piece)
+                    finite = finite and (len(group) > 1 or self._finite(slot, piece))
+                tensors[slot.name] = TensorInfo(slot.code, slot.shape, hasher.hexdigest())
+            if len(group) > 1:
+                finite = self._finite(group[0], view[group[0].start : group[-1].stop])
+            if not finite:
+                parts = ((slot, view[slot.start : slot.stop]) for slot in group)
+                bad += [slot.name for slot, part in parts if not self._finite(slot, part)]
+        root = root_digest(self.header, (info.blake3 for info in tensors.values()))
+        return Hashed(root, tensors, tuple(bad))
+
+    def _finite(self, slot: Slot, piece: memoryview) -> bool:
+        return not piece or _finite(piece, slot.code, self.raw[slot.name])
+
+
+def _groups(slots: Iterable[Slot]) -> Iterator[list[Slot]]:
+    """Neighbours of one stored dtype, together at most `_HOT` bytes, or one alone."""
+    group: list[Slot] = []
+    for slot in slots:
+        fits = group and slot.code == group[0].code and slot.stop - group[0].start <= _HOT
+        # Bytes may be numbers of extended precision, each array of another kind.
+        if not fits or slot.code not in NOT_FINITE_MASKS:
+            if group:
+                yield group
+            group = []
+        group.append(slot)
+    if group:
+        yield group
 
 
 def stage(state: Any, reuse: mmap.mmap | None = None) -> Staged:
@@ -112,184 +150,77 @@ def stage(state: Any, reuse: mmap.mmap | None = None) -> Staged:
         CheckpointError: the state holds something that cannot be saved.
     """
     flat = flatten(state)
-    header, slots = layout({n: (leaf.code, leaf.shape) for n, leaf in flat.leaves.items()})
-    size = slots[-1].stop if slots else len(header)
-    buffer = reuse if reuse is not None and size <= len(reuse) <= 2 * size + _CHUNK else None
-    buffer = _allocate(size) if buffer is None else buffer
+    header, slots, size = _layout_of(flat)
+    buffer = _buffer_for(size, reuse)
     buffer[: len(header)] = header
-    for slot in slots:
-        leaf = flat.leaves[slot.name]
-        target = np.ndarray(leaf.data.shape, leaf.raw, buffer=buffer, offset=slot.start)
-        # The same bytes, whatever the two dtypes are called (bits of bfloat16 are an int16).
-        source = leaf.data if leaf.data.dtype.kind == leaf.raw.kind else leaf.data.view(leaf.raw)
-        np.copyto(target, source)
+
+    def copy(part: Sequence[Slot]) -> None:
+        for slot in part:
+            leaf = flat.leaves[slot.name]
+            target = np.ndarray(leaf.data.shape, leaf.raw, buffer=buffer, offset=slot.start)
+            # The same bytes, whatever the dtypes are called (bits of bfloat16 are an int16).
+            same = leaf.data.dtype.kind == leaf.raw.kind
+            np.copyto(target, leaf.data if same else leaf.data.view(leaf.raw))
+
+    # Training waits, so that two cores are free to copy.
+    beside = Beside(partial(copy, slots[::2]), here=size < SMALL_BYTES)
+    try:
+        copy(slots[1::2])
+    finally:
+        beside.wait()
+    beside.result()
     raw = {name: leaf.raw for name, leaf in flat.leaves.items()}
-    return Staged(flat.skeleton, slots, raw, buffer, size)
+    return Staged(flat.skeleton, header, slots, raw, buffer, size)
 
 
-def _allocate(size: int) -> mmap.mmap:
-    pages = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
+def reserve(state: Any, reuse: mmap.mmap | None = None) -> mmap.mmap:
+    """The buffer that `stage` would use for such a state, its pages there already.
+
+    Raises:
+        CheckpointError: the state holds something that cannot be saved.
+    """
+    return _buffer_for(_layout_of(flatten(state))[2], reuse)
+
+
+def _layout_of(flat: FlatState) -> tuple[bytes, tuple[Slot, ...], int]:
+    header, slots = layout({n: (leaf.code, leaf.shape) for n, leaf in flat.leaves.items()})
+    return header, slots, slots[-1].stop if slots else len(header)
+
+
+def _buffer_for(size: int, reuse: mmap.mmap | None) -> mmap.mmap:
+    fits = reuse is not None and size <= len(reuse) <= 2 * size + _SLACK
+    return reuse if reuse is not None and fits else allocate(size, private=True)
+
+
+def allocate(size: int, *, private: bool = False) -> mmap.mmap:
+    """Page-aligned memory of whole pages; `private`: a forked child does not get it.
+
+    Hints only: a kernel without them does the same, slower. Large pages, all at once, cost a third
+    of touching small ones one by one. Forked data loaders must not make every later write to the
+    buffer of a save copy a page.
+    """
+    pages = max(-(-size // PAGE), 1) * PAGE
     buffer = mmap.mmap(-1, pages, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    # Hints only: a kernel without them does the same, slower. Forked data loaders must not make
-    # every later write to the buffer copy a page.
-    for hint in ("MADV_DONTFORK", "MADV_HUGEPAGE"):
-        with suppress(OSError):
-            buffer.madvise(getattr(mmap, hint))
+    hints = [getattr(mmap, "MADV_DONTFORK", None)] if private else []
+    for hint in (*hints, getattr(mmap, "MADV_HUGEPAGE", None)):
+        if hint is not None:
+            with suppress(OSError):
+                buffer.madvise(hint)
+    for start in range(0, pages, _POPULATE_STEP):  # other threads get their turn in between
+        try:
+            buffer.madvise(_POPULATE, start, min(_POPULATE_STEP, pages - start))
+        except OSError:
+            break
     return buffer
 
 
-def _finite(part: memoryview, code: str, raw: np.dtype[Any]) -> bool:
+def _finite(piece: memoryview, code: str, raw: np.dtype[Any]) -> bool:
+    """Whether no value is NaN or ±inf, without a copy of the array."""
     mask = NOT_FINITE_MASKS.get(code)
-    if mask is None and raw.kind not in "fc":
-        return True
-    values = np.frombuffer(part, raw)
-    for start in range(0, values.size, _FINITE_CHUNK):
-        piece = values[start : start + _FINITE_CHUNK]
-        bad = ((piece & mask) == mask).any() if mask else not np.isfinite(piece).all()
-        if bad:
-            return False
-    return True
-
-
-# ---------------------------------------------------------------- reading
-
-
-def read_payload(
-    fd: int, path: Path, manifest: Manifest, *, verify: bool = True
-) -> dict[str, Array]:
-    """Read every array into memory of its own, checking sizes first and digests on the way.
-
-    Raises:
-        CheckpointCorrupt: what is there is not what the manifest describes.
-    """
-    reader, _, slots = _open(fd, path, manifest)
-    if not verify:
-        return {slot.name: _read_array(reader, slot, path, None) for slot in slots}
-    hashers = {slot.name: blake3() for slot in slots}
-    arrays = {}
-    # A second thread hashes what this one reads, so that reading sets the pace. The header was
-    # compared byte for byte and the arrays fill the rest of the file, so their digests cover all
-    # of it; hashing the file once more (`check_payload` does) would find nothing else.
-    beside = _HashBeside()
-    try:
-        for slot in slots:
-            arrays[slot.name] = _read_array(reader, slot, path, (beside, hashers[slot.name]))
-    finally:
-        beside.end()
-    for slot in slots:
-        _compare(path, manifest, slot.name, hashers[slot.name])
-    return arrays
-
-
-def check_payload(fd: int, path: Path, manifest: Manifest) -> None:
-    """Verify a payload without keeping it, in constant memory.
-
-    Raises:
-        CheckpointCorrupt: what is there is not what the manifest describes.
-    """
-    reader, header, slots = _open(fd, path, manifest)
-    whole = blake3(header)
-    scratch = memoryview(bytearray(_CHUNK))
-    for slot in slots:
-        hasher, left = blake3(), slot.stop - slot.start
-        while left:
-            chunk = scratch[: min(left, _CHUNK)]
-            _fill(reader, chunk, path)
-            hasher.update(chunk)
-            whole.update(chunk)
-            left -= len(chunk)
-        _compare(path, manifest, slot.name, hasher)
-    _compare(path, manifest, None, whole)
-
-
-def _open(fd: int, path: Path, manifest: Manifest) -> tuple[BinaryIO, bytes, tuple[Slot, ...]]:
-    """Check kind, size and header before a byte is allocated for the arrays."""
-    found = os.fstat(fd)
-    if not stat.S_ISREG(found.st_mode):
-        raise CheckpointCorrupt(path, "kind of file", expected="a regular file", found="another")
-    try:
-        header, slots = layout({n: (t.dtype, t.shape) for n, t in manifest.tensors.items()})
-    except (CheckpointError, ValueError) as error:
-        raise CheckpointCorrupt(path, "arrays", expected="a layout", found=error) from None
-    end = slots[-1].stop if slots else len(header)
-    for what, size in (("size", manifest.payload.bytes), ("size of its arrays", end)):
-        if size != found.st_size:
-            raise CheckpointCorrupt(
-                path, what, expected=f"{size} bytes", found=f"{found.st_size} bytes"
-            )
-    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
-    reader = os.fdopen(fd, "rb", 1 << 20, closefd=False)
-    start = bytearray(len(header))
-    _fill(reader, memoryview(start), path)
-    if start != header:
-        raise CheckpointCorrupt(
-            path, "header", expected="the arrays of the manifest", found="others"
-        )
-    return reader, header, slots
-
-
-def _fill(reader: BinaryIO, view: memoryview, path: Path) -> None:
-    got = reader.readinto(view)  # type: ignore[attr-defined]
-    if got != len(view):
-        raise CheckpointCorrupt(path, "length", expected=f"{len(view)} more bytes", found=got)
-
-
-def _read_array(
-    reader: BinaryIO, slot: Slot, path: Path, hashing: tuple[_HashBeside, blake3] | None
-) -> Array:
-    """Read one array into memory of its own and have its bytes hashed on the way."""
-    try:
-        array = np.empty(slot.shape, CODES[slot.code])
-    except ValueError as error:
-        what = f"shape of array {slot.name!r:.60}"
-        raise CheckpointCorrupt(path, what, expected="a shape", found=error) from None
-    octets: Any = array.reshape(-1).view(np.uint8)  # some NumPy's stubs know of no buffer
-    view = memoryview(octets)
-    for start in range(0, len(view), _CHUNK):
-        chunk = view[start : start + _CHUNK]
-        _fill(reader, chunk, path)
-        if hashing is not None:
-            beside, hasher = hashing
-            beside.add(hasher, chunk)
-    return array
-
-
-def _compare(path: Path, manifest: Manifest, name: str | None, hasher: blake3) -> None:
-    """Compare an array's digest, or without a name the file's, with what the manifest says."""
-    expected = manifest.payload.blake3 if name is None else manifest.tensors[name].blake3
-    found = hasher.hexdigest()
-    if expected != found:
-        what = "BLAKE3 of the file" if name is None else f"BLAKE3 of array {name!r:.60}"
-        raise CheckpointCorrupt(path, what, expected=expected, found=found)
-
-
-class _HashBeside:
-    """A thread that hashes pieces in their order while another one reads on.
-
-    Small pieces go in batches: handing one over costs more than hashing a few kilobytes.
-    """
-
-    def __init__(self) -> None:
-        self._batch: list[tuple[blake3, memoryview]] = []
-        self._size = 0
-        self._queue: SimpleQueue[list[tuple[blake3, memoryview]] | None] = SimpleQueue()
-        self._job = Beside(self._run, or_here=False)
-
-    def add(self, hasher: blake3, piece: memoryview) -> None:
-        """Hash these bytes next; they must not change any more."""
-        self._batch.append((hasher, piece))
-        self._size += len(piece)
-        if self._size >= _CHUNK:
-            self._queue.put(self._batch)
-            self._batch, self._size = [], 0
-
-    def end(self) -> None:
-        """Wait until all is hashed; call it also where reading failed, so that the thread ends."""
-        self._queue.put(self._batch)
-        self._queue.put(None)
-        self._job.result()
-
-    def _run(self) -> None:
-        while (batch := self._queue.get()) is not None:
-            for hasher, piece in batch:
-                hasher.update(piece)
+    if mask is None:  # extended precision is stored as bytes
+        return raw.kind not in "fc" or bool(np.isfinite(np.frombuffer(piece, raw)).all())
+    # As integers these bits are the largest of either sign, which two maxima show.
+    width = ITEM_BYTES[code]
+    bits = np.frombuffer(piece, f"<u{width}")
+    sign = 1 << (8 * width - 1)
+    return int(bits.max()) < sign | mask and int(bits.view(f"<i{width}").max()) < mask

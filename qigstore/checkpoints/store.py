@@ -13,16 +13,18 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Mapping
-from contextlib import suppress
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from mmap import mmap
 from pathlib import Path
-from typing import Any
-from uuid import UUID, uuid4
+from typing import Any, cast
+from uuid import UUID
 
-from qigstore.checkpoints.disk import Disk, replace_file, write_all
+from qigstore.checkpoints.disk import Disk, replace_file, write_all, write_pages, write_pieces
+from qigstore.checkpoints.filling import fill
 from qigstore.checkpoints.folders import Folders, open_file, parse_id
 from qigstore.checkpoints.format import (
     MANIFEST,
@@ -31,69 +33,22 @@ from qigstore.checkpoints.format import (
     Manifest,
     canonical_json,
     encode_manifest,
-    strict_json,
 )
-from qigstore.checkpoints.payload import Beside, Staged, check_payload, read_payload, stage
-from qigstore.checkpoints.ranking import finite
-from qigstore.checkpoints.tree import restore
-from qigstore.errors import (
-    CheckpointCorrupt,
-    CheckpointError,
-    InvalidInput,
-    NotFound,
-)
-from qigstore.records import Checkpoint, CheckpointKind
+from qigstore.checkpoints.info import SaveInfo, record_of
+from qigstore.checkpoints.opened import OpenCheckpoint
+from qigstore.checkpoints.payload import SMALL_BYTES, Beside, Staged, reserve, stage
+from qigstore.checkpoints.reading import Payload
+from qigstore.checkpoints.tree import Part
+from qigstore.errors import CheckpointError, InvalidInput, NotFound
+from qigstore.records import Checkpoint
 
-__all__ = ["CheckpointStore", "SaveInfo", "Survey"]
+__all__ = ["CheckpointStore", "Survey"]
 
 _TMP, _TRASH, _QUARANTINE = ".tmp-", ".trash-", ".quarantine"
 _OURS = {PAYLOAD, MANIFEST}
 _SPARE_BYTES = 4 << 20
 _NAMED_MAX = 20
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SaveInfo:
-    """What is known of a state besides its arrays. Φ and κ may be anything; only finite Φ ranks.
-
-    Raises:
-        InvalidInput: a name, step, attempt or kind that cannot be.
-        CheckpointError: metadata that is no JSON.
-    """
-
-    session_name: str
-    session_id: int
-    attempt: int
-    step: int
-    kind: CheckpointKind = "regular"
-    phi: float | None = None
-    kappa_eff: float | None = None
-    regime: str | None = None
-    parent: UUID | None = None
-    metadata: Mapping[str, Any] = field(default_factory=dict)
-    id: UUID = field(default_factory=uuid4)
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.session_name, str) or not self.session_name:
-            raise InvalidInput("session_name", self.session_name, "a name")
-        for name in ("step", "attempt"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not hasattr(value, "__index__"):
-                raise InvalidInput(name, value, "an integer")
-            if not 0 <= value.__index__() < 2**63:
-                raise InvalidInput(name, value, "an integer from 0 to 2⁶³ − 1")
-            object.__setattr__(self, name, value.__index__())
-        if self.kind not in {"regular", "emergency"}:
-            raise InvalidInput("kind", self.kind, "'regular' or 'emergency'")
-        for name in ("phi", "kappa_eff"):
-            value = getattr(self, name)
-            try:
-                object.__setattr__(self, name, None if value is None else float(value))
-            except (TypeError, ValueError):
-                raise InvalidInput(name, value, "a number or None") from None
-        if self.regime is not None:
-            object.__setattr__(self, "regime", strict_json(str(self.regime), "regime"))
-        object.__setattr__(self, "metadata", strict_json(self.metadata))
+_PIECE = 8 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,15 +60,31 @@ class Survey:
 
 
 class CheckpointStore:
-    """Checkpoints of any number of sessions below one root; every write goes through `disk`."""
+    """Checkpoints of any number of sessions below one root; every write goes through `disk`.
 
-    def __init__(self, root: Path | str, *, disk: Disk | None = None) -> None:
+    Payloads below `small_bytes` go through the page cache, which is quicker for them.
+    """
+
+    def __init__(
+        self, root: Path | str, *, disk: Disk | None = None, small_bytes: int = SMALL_BYTES
+    ) -> None:
         self.root = Path(root).expanduser().resolve()
         self._disk = disk or Disk()
+        self._small_bytes = small_bytes
         self._folders = Folders(self.root, self._disk)
 
     def __repr__(self) -> str:
         return f"CheckpointStore({str(self.root)!r})"
+
+    @property
+    def id(self) -> UUID | None:
+        """The id in the root's marker; None where nothing was saved yet."""
+        return self._folders.find_id()
+
+    @property
+    def past_cache(self) -> bool | None:
+        """Whether the last large payload went past the page cache; None before there was one."""
+        return self._disk.past_cache
 
     # ------------------------------------------------------------ saving
 
@@ -130,27 +101,73 @@ class CheckpointStore:
         """Copy a state, so that training may go on changing it; nothing is written yet."""
         return stage(state, reuse)
 
+    def reserve(self, state: Any, *, reuse: mmap | None = None) -> mmap:
+        """The memory that staging such a state takes; `reuse` where that will do."""
+        return reserve(state, reuse)
+
     def commit(self, staged: Staged, info: SaveInfo) -> Checkpoint:
         """Write a staged state; complete or absent, whatever happens.
 
         Raises:
             CheckpointError: it was not saved (`__cause__` says what failed).
         """
+        with self._said(info.id, info.session_name, info.step):
+            folder = self._folders.session(info.session_name)
+            return self._commit(
+                folder, info.id, staged.size, info.session_id,
+                lambda fresh: self._write(fresh, staged, info),
+            )  # fmt: skip
+
+    def adopt(
+        self, known: Manifest, manifest: bytes, fetch: Callable[[int, int], bytes]
+    ) -> Checkpoint:
+        """Commit a checkpoint of this store that was copied elsewhere; verified before it counts.
+
+        Args:
+            known, manifest: its manifest, decoded and as it was.
+            fetch: bytes of its payload, from one place to another.
+
+        Raises:
+            CheckpointCorrupt: the copy is not what was saved.
+            CheckpointError: it is of another store, there already, or was not written.
+        """
+        with self._said(known.id, known.session, known.step):
+            folder = self._folders.session(known.session, store=known.store)
+            if known.store != self._folders.store_id():
+                raise CheckpointError(
+                    f"checkpoint {known.id} is of store {known.store}, here is "
+                    f"{self._folders.store_id()} ({self.root}). Adopt it in an empty folder."
+                )
+
+            def write(fresh: Path) -> Manifest:
+                file, size = fresh / PAYLOAD, known.payload.bytes
+                pieces = (fetch(at, min(at + _PIECE, size)) for at in range(0, size, _PIECE))
+                write_pieces(self._disk, file, pieces)
+                with file.open("rb") as written:
+                    Payload(written.fileno(), file, known).check()
+                write_all(self._disk, fresh / MANIFEST, manifest)
+                self._disk.fsync_folder(fresh)
+                return known
+
+            return self._commit(folder, known.id, known.payload.bytes, 0, write)
+
+    @contextmanager
+    def _said(self, key: UUID, session: str, step: int) -> Iterator[None]:
         try:
-            return self._commit(staged, info)
+            yield
         except OSError as error:
             raise CheckpointError(
-                f"checkpoint {info.id} of session {info.session_name!r} (step {info.step}) was not "
-                f"saved below {self.root}: {error}. Earlier ones are as they were."
+                f"checkpoint {key} of session {session!r} (step {step}) was not saved below "
+                f"{self.root}: {error}. Earlier ones are as they were."
             ) from error
 
-    def _commit(self, staged: Staged, info: SaveInfo) -> Checkpoint:
-        disk, folder = self._disk, self._folders.session(info.session_name)
-        free = disk.free_bytes(folder)
-        if free < staged.size + _SPARE_BYTES:
-            needed = staged.size + _SPARE_BYTES
+    def _commit(
+        self, folder: Path, key: UUID, size: int, session_id: int, write: Callable[[Path], Manifest]
+    ) -> Checkpoint:
+        disk, needed, free = self._disk, size + _SPARE_BYTES, self._disk.free_bytes(folder)
+        if free < needed:
             raise OSError(errno.ENOSPC, f"it needs {needed} bytes, {free} are free", str(folder))
-        target, fresh = folder / str(info.id), folder / f"{_TMP}{info.id}"
+        target, fresh = folder / str(key), folder / f"{_TMP}{key}"
         made, lock = False, None
         try:
             with disk.locked(folder):
@@ -159,7 +176,7 @@ class CheckpointStore:
                 disk.mkdir(fresh)
                 made = True
                 lock = self._lock(fresh)
-            manifest = self._write(fresh, staged, info)
+            manifest = write(fresh)
             disk.rename(fresh, target)
             disk.fsync_folder(folder)
         except BaseException:
@@ -171,18 +188,30 @@ class CheckpointStore:
         finally:
             if lock is not None:
                 disk.unlock(lock)
-        size = (target / MANIFEST).stat().st_size
-        return _record(manifest, target, info.session_id, size)
+        return record_of(manifest, target, session_id, (target / MANIFEST).stat().st_size)
 
     def _write(self, fresh: Path, staged: Staged, info: SaveInfo) -> Manifest:
         disk = self._disk
-        whole, parts = Beside(staged.digest), Beside(staged.tensors)
+        # A second thread hashes, and encodes what it found, while this one writes and fsyncs; of a
+        # small one this thread does so itself, while the disk is at work.
+        small = staged.size < self._small_bytes
+        beside = Beside(partial(self._manifest_of, staged, info), here=small)
+        file = fresh / PAYLOAD
         try:
-            write_all(disk, fresh / PAYLOAD, staged.view)
+            if small:
+                data = staged.pages[: staged.size]
+                write_pieces(disk, file, [data], meanwhile=beside.wait)
+            else:
+                write_pages(disk, file, staged.pages, staged.size)
         finally:
-            for hashing in (whole, parts):
-                hashing.wait()  # the buffer may be used again when this returns
-        tensors, not_finite = parts.result()
+            beside.wait()  # the buffer may be used again when this returns
+        manifest, data = beside.result()
+        write_all(disk, fresh / MANIFEST, data)
+        disk.fsync_folder(fresh)
+        return cast("Manifest", manifest)
+
+    def _manifest_of(self, staged: Staged, info: SaveInfo) -> tuple[Manifest, bytes]:
+        found = staged.hashed()
         manifest = Manifest(
             id=info.id,
             store=self._folders.store_id(),
@@ -195,18 +224,15 @@ class CheckpointStore:
             regime=info.regime,
             created_at=datetime.now(UTC),
             parent=info.parent,
-            weights_finite=not not_finite,
-            not_finite=tuple(not_finite[:_NAMED_MAX]),
-            files={PAYLOAD: FileInfo(staged.size, whole.result())},
-            tensors=tensors,
+            weights_finite=not found.not_finite,
+            not_finite=found.not_finite[:_NAMED_MAX],
+            files={PAYLOAD: FileInfo(staged.size, found.root)},
+            tensors=found.tensors,
             skeleton=staged.skeleton,
             metadata=info.metadata,
         )
         data, digest = encode_manifest(manifest)
-        write_all(disk, fresh / MANIFEST, data)
-        disk.fsync_folder(fresh)
-        object.__setattr__(manifest, "digest", digest)
-        return manifest
+        return replace(manifest, digest=digest), data
 
     # ------------------------------------------------------------ reading
 
@@ -222,32 +248,38 @@ class CheckpointStore:
         """
         return self.folder_of(session) / str(parse_id(checkpoint_id))
 
-    def load(self, path: Path | str, *, verify: bool = True) -> Any:
+    def load(
+        self,
+        path: Path | str,
+        *,
+        verify: bool = True,
+        part: Part = (),
+        into: Any = None,
+    ) -> Any:
         """Read a state back, by default with every digest verified.
+
+        Args:
+            path: the checkpoint's folder.
+            verify: compare the digest of every array that is read.
+            part: keys that lead to a part of the state, ``("model", "encoder")``; only the arrays
+                of that part are read.
+            into: a state to fill, ``model.state_dict()``: its arrays are overwritten in place,
+                after everything was read and compared, and it is returned.
 
         Raises:
             NotFound: no such folder.
             CheckpointCorrupt: what is there is not what was saved.
             CheckpointFormatError: written by a newer version, or not below this root.
+            CheckpointMismatch: it is good and has no such part, or does not fit `into`.
+            CheckpointUnsupported: it is good and needs a library that is not installed here.
         """
-        with self._folders.open(path) as found:
-            file = found.path / PAYLOAD
-            fd = open_file(found.fd, file)
-            try:
-                arrays = read_payload(fd, file, found.manifest, verify=verify)
-            finally:
-                os.close(fd)
-        try:
-            return restore(found.manifest.skeleton, arrays)
-        except CheckpointError as error:
-            if isinstance(error.__cause__, ImportError):  # torch is missing here; the file is good
-                raise
-            raise CheckpointCorrupt(
-                found.path / MANIFEST, "skeleton", expected="a state", found=error
-            ) from error
+        with self.open(path) as found:
+            state = found.state(part, verify=verify)
+        return state if into is None else fill(into, state)
 
-    def verify(self, path: Path | str) -> Manifest:
-        """Check every byte of a checkpoint in constant memory and return its manifest.
+    @contextmanager
+    def open(self, path: Path | str) -> Iterator[OpenCheckpoint]:
+        """Open a checkpoint whose arrays are read one by one, each verified when it is asked for.
 
         Raises:
             NotFound, CheckpointCorrupt, CheckpointFormatError: as for `load`.
@@ -256,9 +288,18 @@ class CheckpointStore:
             file = found.path / PAYLOAD
             fd = open_file(found.fd, file)
             try:
-                check_payload(fd, file, found.manifest)
+                yield OpenCheckpoint(found.manifest, Payload(fd, file, found.manifest), found.path)
             finally:
                 os.close(fd)
+
+    def verify(self, path: Path | str) -> Manifest:
+        """Check every byte of a checkpoint in constant memory and return its manifest.
+
+        Raises:
+            NotFound, CheckpointCorrupt, CheckpointFormatError: as for `load`.
+        """
+        with self.open(path) as found:
+            found.check()
             return found.manifest
 
     def manifest(self, path: Path | str) -> Manifest:
@@ -277,7 +318,7 @@ class CheckpointStore:
     def record(self, path: Path | str, *, session_id: int = 0) -> Checkpoint:
         """A checkpoint's record, made from its folder alone."""
         with self._folders.open(path) as found:
-            return _record(found.manifest, found.path, session_id, found.manifest_bytes)
+            return record_of(found.manifest, found.path, session_id, found.manifest_bytes)
 
     def scan(self, session: str, *, session_id: int = 0) -> list[Checkpoint]:
         """The committed checkpoints of a session, by attempt, step and id."""
@@ -406,23 +447,3 @@ class CheckpointStore:
             if error.errno == errno.ENOLCK:
                 return None
             raise
-
-
-def _record(manifest: Manifest, path: Path, session_id: int, manifest_bytes: int) -> Checkpoint:
-    return Checkpoint(
-        id=manifest.id,
-        session_id=session_id,
-        attempt=manifest.attempt,
-        step=manifest.step,
-        kind=manifest.kind,
-        status="committed",
-        path=path,
-        bytes=manifest.payload.bytes + manifest_bytes,
-        digest=manifest.digest,
-        weights_finite=manifest.weights_finite,
-        created_at=manifest.created_at,
-        phi=finite(manifest.phi),
-        kappa_eff=finite(manifest.kappa_eff),
-        regime=manifest.regime,
-        metadata=manifest.metadata,
-    )

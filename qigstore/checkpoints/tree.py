@@ -7,6 +7,7 @@ are themselves; everything else is an object with one key that says what it is::
     {"int": "-1f..."}  hexadecimal   {"float": "7ff8000000000000"}  bits of NaN and ±inf
     {"complex": [node, node]}        {"bytes": "base64"}      {"blob": name}  long bytes
     {"scalar": "base64", "dtype"}    {"array": name, "dtype"}      {"tensor": name, ...}
+    {"jax": name, "dtype"}           with "key" for a typed key of JAX's random numbers
     {"same": n}                      the n-th container finished so far, again
 
 An array or container that is referenced twice is stored once and restored as one object.
@@ -19,8 +20,9 @@ import math
 import struct
 import sys
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
@@ -28,16 +30,31 @@ import numpy.typing as npt
 
 from qigstore.checkpoints.arrays import (
     Leaf,
+    jax_leaf,
+    jax_restore,
     numpy_leaf,
     numpy_restore,
     parse_dtype,
+    place,
     tensor_identity,
     torch_leaf,
     torch_restore,
 )
-from qigstore.errors import CheckpointError
+from qigstore.errors import CheckpointError, CheckpointMismatch
 
-__all__ = ["DEPTH_MAX", "NODES_MAX", "FlatState", "flatten", "restore"]
+__all__ = [
+    "DEPTH_MAX",
+    "NODES_MAX",
+    "FlatState",
+    "Part",
+    "Reference",
+    "find",
+    "flatten",
+    "nearest",
+    "outline",
+    "references",
+    "restore",
+]
 
 DEPTH_MAX = 100
 """Deepest nesting; JSON readers stop at about a thousand levels, and one of ours is up to three."""
@@ -47,6 +64,9 @@ NODES_MAX = 2_000_000
 _INLINE_BYTES_MAX = 1024
 _NAME_CHARS_MAX = 200
 _EXACT_INT = 2**53
+_LEAVES = ("array", "tensor", "blob", "jax")
+Part = Sequence[str | int]
+"""Keys and indices, from the outside in, that lead to a part of a state."""
 _HINTS = {
     "numpy.random._generator.Generator": "save generator.bit_generator.state",
     "numpy.random.mtrand.RandomState": "save random_state.get_state()",
@@ -56,7 +76,7 @@ _HINTS = {
 }
 _SUPPORTED = (
     "dict (keys str or int), OrderedDict, list, tuple, None, bool, int, float, complex, str, bytes,"
-    " NumPy arrays and scalars, torch tensors"
+    " NumPy arrays and scalars, torch tensors, JAX arrays"
 )
 
 
@@ -80,20 +100,105 @@ def flatten(state: Any) -> FlatState:
     return FlatState(skeleton, walk.leaves)
 
 
-def restore(skeleton: Any, arrays: Mapping[str, npt.NDArray[Any]]) -> Any:
-    """Put a state together again from its skeleton and the arrays of its file.
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """An array of a state that was not read: its name in the file, and what the skeleton says."""
+
+    name: str
+    node: Mapping[str, Any]
+
+    def restore(self, stored: npt.NDArray[Any]) -> Any:
+        """The array, tensor or bytes, from what the file holds.
+
+        Raises:
+            CheckpointError: the file holds something else.
+        """
+        if "blob" in self.node:
+            return stored.tobytes()
+        if "tensor" in self.node:
+            return torch_restore(stored, dict(self.node))
+        if "jax" in self.node:
+            return jax_restore(stored, dict(self.node))
+        return numpy_restore(stored, self.node.get("dtype"))
+
+
+def outline(skeleton: Any) -> Any:
+    """The state with a `Reference` in place of every array; an array that is shared has one.
 
     Raises:
         CheckpointError: a skeleton that `flatten` did not make.
     """
+    return _restore(skeleton, lambda found: found)
+
+
+def restore(skeleton: Any, arrays: Mapping[str, npt.NDArray[Any]], part: Part = ()) -> Any:
+    """Put a state, or the part of it at these keys, together from its skeleton and its arrays.
+
+    Only the arrays of the part need be there.
+
+    Raises:
+        CheckpointError: a skeleton that `flatten` did not make, or an array is not there.
+        CheckpointMismatch: there is no such part.
+    """
+
+    def leaf(found: Reference) -> Any:
+        if part and found.name not in arrays:
+            return found
+        return found.restore(arrays[found.name])
+
+    state = find(_restore(skeleton, leaf), part)
+    missing = {found.name for found in references(state)} if part else ()
+    if missing:
+        raise CheckpointError(f"the skeleton names arrays that are not there: {missing!r:.200}")
+    return state
+
+
+def _restore(skeleton: Any, leaf: Callable[[Reference], Any]) -> Any:
     try:
-        return _Restorer(arrays).node(skeleton)
+        return _Restorer(leaf).node(skeleton)
     except (KeyError, IndexError, TypeError, ValueError, RecursionError, struct.error) as error:
         raise CheckpointError(f"the skeleton cannot be read: {error!r}"[:300]) from error
 
 
-def _place(path: tuple[Any, ...]) -> str:
-    return "state" + "".join(f"[{key!r:.60}]" for key in path)
+def find(state: Any, part: Part) -> Any:
+    """What a state holds at these keys, one after the other.
+
+    Raises:
+        CheckpointMismatch: nothing; it names the keys that come nearest.
+    """
+    for depth, key in enumerate(part):
+        keys = state if isinstance(state, dict) else _indices(state)
+        if key not in keys:
+            where = place(tuple(part[:depth]))
+            line = f"{place(tuple(part[: depth + 1]))}: {where} has no {key!r:.60}"
+            raise CheckpointMismatch(
+                "the checkpoint has no such part", [f"{line}{nearest(key, keys)}"]
+            )
+        state = state[key]
+    return state
+
+
+def references(state: Any) -> Iterator[Reference]:
+    """Every array of an outline, each as often as it occurs in different containers."""
+    seen: set[int] = set()
+    left = [state]
+    while left:
+        value = left.pop()
+        if isinstance(value, Reference):
+            yield value
+        elif isinstance(value, dict | list | tuple) and id(value) not in seen:
+            seen.add(id(value))
+            left += value.values() if isinstance(value, dict) else value
+
+
+def _indices(state: Any) -> range:
+    return range(len(state) if isinstance(state, list | tuple) else 0)
+
+
+def nearest(key: Any, among: Iterable[Any]) -> str:
+    """Names like this one, as the end of a sentence; empty where there is none."""
+    close = get_close_matches(str(key), [str(name) for name in among], 3, 0.5)
+    return f"; nearest: {', '.join(map(repr, close))}" if close else ""
 
 
 def _type_name(value: object) -> str:
@@ -121,7 +226,7 @@ class _Flattener:
         self._nodes += 1
         if self._nodes > NODES_MAX:
             raise CheckpointError(
-                f"{_place(path)}: more than {NODES_MAX} values outside arrays. Store long lists of "
+                f"{place(path)}: more than {NODES_MAX} values outside arrays. Store long lists of "
                 "numbers as NumPy arrays."
             )
         plain = self._plain.get(type(value))
@@ -138,9 +243,12 @@ class _Flattener:
         torch = sys.modules.get("torch")
         if torch is not None and isinstance(value, torch.Tensor):
             return self._tensor(value, path)
+        jax = sys.modules.get("jax")
+        if jax is not None and isinstance(value, jax.Array):
+            return self._jax(value, path)
         name = _type_name(value)
         hint = _HINTS.get(name, f"a state may hold {_SUPPORTED}")
-        raise CheckpointError(f"{_place(path)}: {name} cannot be saved; {hint}.")
+        raise CheckpointError(f"{place(path)}: {name} cannot be saved; {hint}.")
 
     def _container(self, value: Any, path: tuple[Any, ...]) -> Any:
         key = id(value)
@@ -148,10 +256,10 @@ class _Flattener:
             return {"same": self._finished[key]}
         if key in self._open:
             raise CheckpointError(
-                f"{_place(path)}: this {type(value).__name__} contains itself; a state is a tree"
+                f"{place(path)}: this {type(value).__name__} contains itself; a state is a tree"
             )
         if len(path) >= DEPTH_MAX:
-            raise CheckpointError(f"{_place(path)[:200]}…: nested deeper than {DEPTH_MAX}")
+            raise CheckpointError(f"{place(path)[:200]}…: nested deeper than {DEPTH_MAX}")
         self._open.add(key)
         if isinstance(value, dict):
             node = self._dict(value, path)
@@ -168,7 +276,7 @@ class _Flattener:
         for key, item in value.items():
             if type(key) is not str and type(key) is not int:
                 raise CheckpointError(
-                    f"{_place(path)}: the key {key!r:.60} is a {_type_name(key)}; keys of a saved "
+                    f"{place(path)}: the key {key!r:.60} is a {_type_name(key)}; keys of a saved "
                     "dict are str or int"
                 )
             flat_key = _flat_int(key) if isinstance(key, int) else key
@@ -182,7 +290,7 @@ class _Flattener:
 
     def _scalar(self, value: np.generic, path: tuple[Any, ...]) -> Any:
         if value.dtype.kind not in "biufcmMSU":
-            raise CheckpointError(f"{_place(path)}: {_type_name(value)} cannot be saved")
+            raise CheckpointError(f"{place(path)}: {_type_name(value)} cannot be saved")
         # NumPy gives an empty string one NUL; the text itself says it exactly.
         if isinstance(value, np.str_):
             raw = str(value).encode("utf-32-le", "surrogatepass")
@@ -195,7 +303,7 @@ class _Flattener:
         address = value.__array_interface__["data"][0]
         key = (address, value.shape, value.strides, value.dtype) if value.size else id(value)
         if key not in self._known:
-            leaf, dtype = numpy_leaf(value, _place(path))
+            leaf, dtype = numpy_leaf(value, path)
             node = {"array": self._add(leaf, path)}
             self._remember(key, value, node | {"dtype": dtype} if dtype else node)
         return self._known[key]
@@ -205,15 +313,22 @@ class _Flattener:
             return {"bytes": base64.b64encode(value).decode("ascii")}
         key = id(value)
         if key not in self._known:
-            leaf, _ = numpy_leaf(np.frombuffer(value, np.uint8), _place(path))
+            leaf, _ = numpy_leaf(np.frombuffer(value, np.uint8), path)
             self._remember(key, value, {"blob": self._add(leaf, path)})
         return self._known[key]
 
     def _tensor(self, value: Any, path: tuple[Any, ...]) -> Any:
         key = tensor_identity(value)
         if key not in self._known:
-            leaf, node = torch_leaf(value, _place(path))
+            leaf, node = torch_leaf(value, path)
             self._remember(key, value, {"tensor": self._add(leaf, path), **node})
+        return self._known[key]
+
+    def _jax(self, value: Any, path: tuple[Any, ...]) -> Any:
+        key = id(value)  # it cannot be changed, so that the object says all
+        if key not in self._known:
+            leaf, node = jax_leaf(value, path)
+            self._remember(key, value, {"jax": self._add(leaf, path), **node})
         return self._known[key]
 
     def _remember(self, key: Any, value: Any, node: dict[str, Any]) -> None:
@@ -241,10 +356,10 @@ def _flat_float(value: float) -> Any:
 
 
 class _Restorer:
-    def __init__(self, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
-        self._arrays = arrays
+    def __init__(self, leaf: Callable[[Reference], Any]) -> None:
+        self._leaf = leaf
         self._finished: list[Any] = []
-        self._made: dict[tuple[str, str], Any] = {}
+        self._made: dict[tuple[str, str], Any] = {}  # one object for an array that is shared
         self._kinds: dict[str, Callable[[dict[str, Any]], Any]] = {
             "dict": lambda node: self._keep(self._pairs(node["dict"])),
             "ordered": self._ordered,
@@ -262,7 +377,7 @@ class _Restorer:
             return self._keep([self.node(item) for item in node])
         if not isinstance(node, dict):
             return node
-        for kind in ("array", "tensor", "blob"):
+        for kind in _LEAVES:
             if kind in node:
                 return self._array(kind, node)
         for kind, make in self._kinds.items():
@@ -286,13 +401,7 @@ class _Restorer:
     def _array(self, kind: str, node: dict[str, Any]) -> Any:
         key = (kind, node[kind])
         if key not in self._made:
-            stored = self._arrays[node[kind]]
-            if kind == "blob":
-                self._made[key] = stored.tobytes()
-            elif kind == "tensor":
-                self._made[key] = torch_restore(stored, node)
-            else:
-                self._made[key] = numpy_restore(stored, node.get("dtype"))
+            self._made[key] = self._leaf(Reference(node[kind], node))
         return self._made[key]
 
 

@@ -24,8 +24,9 @@ from qigstore.errors import CheckpointError
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 CALLS = (
-    "mkdir", "create", "write", "fsync", "close", "fsync_folder", "rename", "unlink", "rmdir",
-    "listdir", "free_bytes", "try_lock", "unlock",
+    "mkdir", "create", "bypass", "write", "begin_writing", "truncate", "fsync", "close",
+    "fsync_folder", "rename",
+    "unlink", "rmdir", "listdir", "free_bytes", "try_lock", "unlock",
 )  # fmt: skip
 GIVES_BACK = {"close", "unlock"}  # the kernel has done it even where it reports an error
 KILLED = 77
@@ -35,6 +36,7 @@ class Watched(Disk):
     """A disk that counts its calls and does `deed` at the n-th."""
 
     def __init__(self, n: int = 0, deed: Callable[[], None] | None = None) -> None:
+        super().__init__()
         self.n, self.deed, self.count = n, deed, 0
 
 
@@ -92,20 +94,25 @@ def check(root: Path, *, earlier: bool) -> set[int]:
     return steps
 
 
-def calls_of_a_save(root: Path, *, earlier: bool) -> int:
+WAYS = {"through the cache": 1 << 20, "past the cache": 0}
+"""Sizes from which a payload goes past the page cache: the states here go either way."""
+
+
+def calls_of_a_save(root: Path, *, earlier: bool, small_bytes: int) -> int:
     if earlier:
         CheckpointStore(root).save(state(0), info=info(0))
     disk = Watched()
-    CheckpointStore(root, disk=disk).save(state(1), info=info(1))
+    CheckpointStore(root, disk=disk, small_bytes=small_bytes).save(state(1), info=info(1))
     return disk.count
 
 
+@pytest.mark.parametrize("small_bytes", WAYS.values(), ids=WAYS)
 @pytest.mark.parametrize("earlier", [False, True], ids=["first save", "later save"])
 @pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC], ids=["EIO", "ENOSPC"])
 def test_an_error_at_every_call_leaves_it_complete_or_absent(
-    tmp_path: Path, number: int, earlier: bool
+    tmp_path: Path, number: int, earlier: bool, small_bytes: int
 ) -> None:
-    total = calls_of_a_save(tmp_path / "count", earlier=earlier)
+    total = calls_of_a_save(tmp_path / "count", earlier=earlier, small_bytes=small_bytes)
     assert total > 15
     for n in range(1, total + 1):
         root = tmp_path / str(n)
@@ -113,7 +120,7 @@ def test_an_error_at_every_call_leaves_it_complete_or_absent(
             CheckpointStore(root).save(state(0), info=info(0))
         disk = Watched(n, raising(number))
         with pytest.raises(CheckpointError) as refusal:
-            CheckpointStore(root, disk=disk).save(state(1), info=info(1))
+            CheckpointStore(root, disk=disk, small_bytes=small_bytes).save(state(1), info=info(1))
         assert isinstance(refusal.value.__cause__, OSError)
         assert refusal.value.__cause__.errno == number
         check(root, earlier=earlier)
@@ -131,13 +138,13 @@ def test_short_writes_are_carried_on(tmp_path: Path, take: int) -> None:
     assert folders.load(saved.path)["w"].tolist() == list(range(500))
 
 
-def killed_at(root: Path, n: int) -> int:
+def killed_at(root: Path, n: int, small_bytes: int) -> int:
     """The exit status of a fork that dies at its n-th call of a save."""
     pid = os.fork()
     if pid == 0:
         try:
             disk = Watched(n, lambda: os._exit(KILLED))
-            CheckpointStore(root, disk=disk).save(state(1), info=info(1))
+            CheckpointStore(root, disk=disk, small_bytes=small_bytes).save(state(1), info=info(1))
         finally:
             os._exit(0)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
@@ -151,20 +158,28 @@ sys.path.insert(0, "tests/faults")
 from pathlib import Path
 from test_checkpoint_faults import CheckpointStore, info, killed_at, state
 folder, total, earlier = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "True"
+small_bytes = int(sys.argv[4])
 found = []
 for n in range(1, total + 1):
     root = folder / str(n)
     if earlier:
         CheckpointStore(root).save(state(0), info=info(0))
-    found.append(killed_at(root, n))
+    found.append(killed_at(root, n, small_bytes))
 print(json.dumps(found))
 """
 
 
-def deaths(folder: Path, total: int, *, earlier: bool) -> list[int]:
+def deaths(folder: Path, total: int, *, earlier: bool, small_bytes: int) -> list[int]:
     """Exit statuses of saves that die at their first, second, ... call; each in its own root."""
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", DEATHS, str(folder), str(total), str(earlier)],
+        [
+            sys.executable,
+            "-W",
+            "ignore",
+            "-c",
+            DEATHS,
+            *map(str, (folder, total, earlier, small_bytes)),
+        ],
         cwd=REPOSITORY,
         env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
         capture_output=True,
@@ -182,7 +197,7 @@ import os, sys
 sys.path.insert(0, "tests/faults")
 from pathlib import Path
 from test_checkpoint_faults import CheckpointStore, info, state
-store = CheckpointStore(Path(sys.argv[1]))
+store = CheckpointStore(Path(sys.argv[1]), small_bytes=0)
 info, state = info(1), state(1)
 os.chdir("/")
 store.save(state, info=info)
@@ -205,10 +220,14 @@ def child(root: Path, *, before: tuple[str, ...] = ()) -> int:
     return done.returncode
 
 
+@pytest.mark.parametrize("small_bytes", WAYS.values(), ids=WAYS)
 @pytest.mark.parametrize("earlier", [False, True], ids=["first save", "later save"])
-def test_death_at_every_call_leaves_it_complete_or_absent(tmp_path: Path, earlier: bool) -> None:
-    total = calls_of_a_save(tmp_path / "count", earlier=earlier)
-    assert deaths(tmp_path, total, earlier=earlier) == [KILLED] * total
+def test_death_at_every_call_leaves_it_complete_or_absent(
+    tmp_path: Path, earlier: bool, small_bytes: int
+) -> None:
+    total = calls_of_a_save(tmp_path / "count", earlier=earlier, small_bytes=small_bytes)
+    found = deaths(tmp_path, total, earlier=earlier, small_bytes=small_bytes)
+    assert found == [KILLED] * total
     seen = set()
     for n in range(1, total + 1):
         seen |= check(tmp_path / str(n), earlier=earlier)
@@ -223,7 +242,7 @@ MARK = "chdir("
 HARMLESS = {"chdir", "exit_group", "exit", "restart_syscall", "wait4"}
 OF_FILES = {
     "openat", "write", "fsync", "rename", "mkdir", "unlink", "rmdir", "flock", "statfs", "close",
-    "newfstatat", "lstat", "fstat", "getdents64", "lseek", "read",
+    "newfstatat", "lstat", "fstat", "getdents64", "lseek", "read", "fcntl", "ftruncate",
 }  # fmt: skip
 
 

@@ -6,11 +6,12 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from qigstore.checkpoints import CheckpointStore, SaveInfo
 from qigstore.checkpoints.format import PAYLOAD
-from qigstore.errors import CheckpointError
+from qigstore.errors import CheckpointError, CheckpointMismatch
 
 torch = pytest.importorskip("torch", reason="torch is an extra (qigstore[torch])")
 
@@ -97,6 +98,53 @@ def test_model_optimizer_and_generator_go_on_where_they_were(tmp_path: Path) -> 
     )
     assert type(found["model"]) is OrderedDict
     assert found["model"]._metadata == state["model"]._metadata
+
+
+def test_a_state_dict_is_filled_in_place_and_the_model_has_the_weights(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    given, model = torch.nn.Linear(3, 4), torch.nn.Linear(3, 4)
+    store = CheckpointStore(tmp_path)
+    info = SaveInfo(session_name="torch", session_id=1, attempt=1, step=0)
+    path = store.save({"model": given.state_dict(), "step": 3}, info=info).path
+    weight = model.weight
+    store.load(path, part=("model",), into=model.state_dict())
+    assert model.weight is weight
+    assert torch.equal(model.weight, given.weight)
+    assert torch.equal(model.bias, given.bias)
+    other = torch.nn.Linear(3, 5)
+    before = other.weight.detach().clone()
+    with pytest.raises(CheckpointMismatch, match=r"shape: expected \(5, 3\), found \(4, 3\)"):
+        store.load(path, part=("model",), into=other.state_dict())
+    assert torch.equal(other.weight, before)
+    half = torch.nn.Linear(3, 4).bfloat16()
+    with pytest.raises(CheckpointMismatch, match=r"expected torch.bfloat16, found float32"):
+        store.load(path, part=("model",), into=half.state_dict())
+
+
+def test_numpy_arrays_are_filled_from_tensors_and_the_other_way(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path)
+    info = {"session_name": "torch", "session_id": 1, "attempt": 1, "step": 0}
+    tensor, array = torch.arange(3.0), np.arange(3, dtype=np.float32)
+    path = store.save({"w": tensor}, info=SaveInfo(**info)).path
+    into = {"w": np.zeros(3, np.float32)}
+    assert store.load(path, into=into)["w"].tolist() == [0, 1, 2]
+    path = store.save({"w": array}, info=SaveInfo(**info)).path
+    assert torch.equal(store.load(path, into={"w": torch.zeros(3)})["w"], tensor)
+    path = store.save({"a": array, "w": tensor.bfloat16()}, info=SaveInfo(**info)).path
+    kept = np.zeros(3, np.float32)
+    with pytest.raises(CheckpointMismatch, match=r"\['w'\]: dtype: .* found torch.bfloat16"):
+        store.load(path, into={"a": kept, "w": np.zeros(3, np.float32)})
+    assert kept.tolist() == [0, 0, 0]
+
+
+def test_one_tensor_is_read_by_its_name(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path)
+    info = SaveInfo(session_name="torch", session_id=1, attempt=1, step=0)
+    given = {"a": torch.arange(6).bfloat16(), "b": torch.zeros(0, 3)}
+    with store.open(store.save(given, info=info).path) as opened:
+        assert sorted(opened) == ["a", "b"]
+        assert all(torch.equal(opened[name], tensor) for name, tensor in given.items())
+        assert opened["a"].dtype == torch.bfloat16
 
 
 def test_weights_that_are_not_finite_are_found(tmp_path: Path) -> None:
