@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from uuid import UUID
 
 from qigstore.checkpoints import CheckpointStore
-from qigstore.checkpoints.ranking import best_first, finite, judge
+from qigstore.checkpoints.ranking import best_first, finite, judge, newest_first
 from qigstore.database.engine import address_of, open_database
 from qigstore.errors import StoreUnavailable
 from qigstore.leftovers import OFFLINE, located, resolved, settle_leftovers
@@ -208,14 +208,15 @@ class FolderRows:
         settle_steps: int,
         phi_floor: float | None = None,
         limit: int = 10_000,
+        by_age: bool = False,
     ) -> list[Candidate]:
         """Every committed folder, with whether it is fit to recover from, and why."""
         found = self._store.scan(self._session, session_id=session_id)
         measured = any(finite(item.phi) is not None for item in found)
         critical = [logged for logged in self._events() if logged.event.severity == "critical"]
-        ranked = [*best_first(found), *(item for item in found if finite(item.phi) is None)]
+        unranked = newest_first(item for item in found if finite(item.phi) is None)
         judged = []
-        for item in ranked:
+        for item in newest_first(found) if by_age else [*best_first(found), *unranked]:
             candidate = judge(item, phi_floor=phi_floor, measured=measured)
             if candidate.healthy and (why := _followed(item, critical, settle_steps)):
                 candidate = replace(candidate, healthy=False, reason=why)
@@ -253,12 +254,19 @@ class LinkedRows:
         settle_steps: int,
         phi_floor: float | None = None,
         limit: int = 10_000,
+        by_age: bool = False,
     ) -> list[Candidate]:
         """Every committed checkpoint, with whether it is fit to recover from, and why."""
         choose: Callable[..., list[Candidate]] = self._folders.candidates
         if self._link.store is not None:
             choose, session_id = self._link.store.checkpoints.candidates, self._link.session.id
-        return choose(session_id, settle_steps=settle_steps, phi_floor=phi_floor, limit=limit)
+        return choose(
+            session_id,
+            settle_steps=settle_steps,
+            phi_floor=phi_floor,
+            limit=limit,
+            by_age=by_age,
+        )
 
 
 def _followed(item: Checkpoint, critical: Iterable[LoggedEvent], settle_steps: int) -> str | None:

@@ -280,10 +280,8 @@ def _choose(
     manager: CheckpointManager, known: _Known, *, policy: Policy, poison_limit: int, dry_run: bool
 ) -> _Choice:
     """Look at a few candidates first, at more only where none of them is sound."""
-    # The few are the best by Φ, so that another order must see them all.
-    limits = (_FEW, _MANY) if policy == "best" else (_MANY,)
-    for limit in limits:
-        found = sorted(manager.candidates(limit=limit), key=_age)
+    for limit in (_FEW, _MANY):
+        found = sorted(manager.candidates(limit=limit, by_age=policy != "best"), key=_age)
         judged = {
             item.checkpoint.id: _unless_poisoned(manager, item, known, poison_limit)
             for item in found

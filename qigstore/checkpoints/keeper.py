@@ -56,8 +56,9 @@ class CheckpointRows(Protocol):
         settle_steps: int,
         phi_floor: float | None = None,
         limit: int = ...,
+        by_age: bool = ...,
     ) -> list[Candidate]:
-        """Every committed checkpoint, with whether it is fit to recover from, and why."""
+        """Committed checkpoints, with whether each is fit to recover from, and why."""
 
 
 class CheckpointKeeper:
@@ -359,9 +360,9 @@ class CheckpointKeeper:
             self._ship()
         return [item for item in found if rows.add(item)]
 
-    def candidates(self, *, limit: int = 10_000) -> list[Candidate]:
+    def candidates(self, *, limit: int = 10_000, by_age: bool = False) -> list[Candidate]:
         """The checkpoints of the session and whether each is fit to recover from, at most `limit`
-        of either kind, the highest Φ first.
+        of either kind, the highest Φ first (`by_age`: the newest).
 
         Raises:
             StoreError: the database is away.
@@ -375,6 +376,7 @@ class CheckpointKeeper:
             settle_steps=self.retention.settle_steps,
             phi_floor=self.phi_floor,
             limit=limit,
+            by_age=by_age,
         )
 
     def known(self) -> dict[UUID, Checkpoint]:
