@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Literal, Protocol, get_args
 from uuid import UUID, uuid4
 
 from qigstore.checkpoints import CheckpointManager
+from qigstore.checkpoints.holds import in_use
 from qigstore.errors import (
     CheckpointCorrupt,
     CheckpointError,
@@ -222,6 +224,7 @@ def recover(
     policy: Policy = "best",
     has_default: bool = False,
     dry_run: bool = False,
+    load: bool = True,
     skip_margin: int = SKIP_MARGIN,
     poison_limit: int = POISON_LIMIT,
 ) -> tuple[Any, Decision]:
@@ -234,11 +237,12 @@ def recover(
         policy: see `decide`.
         has_default: the caller can start afresh; then nothing fit is no error.
         dry_run: say what would happen; verify, but load, move and store nothing.
+        load: False: put aside what is corrupt, but only verify what is chosen, and return no state.
         skip_margin: steps left out after a critical event, see `steps_to_skip`.
         poison_limit: fruitless resumes after which a checkpoint is passed over.
 
     Returns:
-        The state and the decision; the state is None on a dry run and where nothing was chosen.
+        The state and the decision; the state is None where nothing was chosen or loaded.
 
     Raises:
         NoHealthyCheckpoint: nothing fit and no default; the decision rides on it.
@@ -247,7 +251,8 @@ def recover(
     if not dry_run:
         manager.reconcile()
     known = _known(manager, repository, attempt)
-    choice = _choose(manager, known, policy=policy, poison_limit=poison_limit, dry_run=dry_run)
+    how = _How(dry=dry_run, loads=load and not dry_run)
+    choice = _choose(manager, known, policy=policy, poison_limit=poison_limit, how=how)
     chosen = choice.chosen
     decision = Decision(
         id=uuid4(),
@@ -269,6 +274,12 @@ def recover(
 
 
 @dataclass(frozen=True, slots=True)
+class _How:
+    dry: bool
+    loads: bool
+
+
+@dataclass(frozen=True, slots=True)
 class _Choice:
     chosen: Checkpoint | None
     state: Any
@@ -277,7 +288,7 @@ class _Choice:
 
 
 def _choose(
-    manager: CheckpointManager, known: _Known, *, policy: Policy, poison_limit: int, dry_run: bool
+    manager: CheckpointManager, known: _Known, *, policy: Policy, poison_limit: int, how: _How
 ) -> _Choice:
     """Look at a few candidates first, at more only where none of them is sound."""
     for limit in (_FEW, _MANY):
@@ -287,7 +298,7 @@ def _choose(
             for item in found
         }
         order = decide([judged[item.checkpoint.id] for item in found], policy=policy)
-        chosen, state, refused = _first_sound(manager, order, dry_run=dry_run)
+        chosen, state, refused = _first_sound(manager, order, how)
         judged |= refused
         if chosen is not None:
             why = _why(policy, chosen, order, refused)
@@ -341,7 +352,7 @@ def _known(
 
 
 def _first_sound(
-    manager: CheckpointManager, order: Sequence[Candidate], *, dry_run: bool
+    manager: CheckpointManager, order: Sequence[Candidate], how: _How
 ) -> tuple[Checkpoint | None, Any, dict[UUID, Candidate]]:
     """The first one that loads, its state, and those before it that did not."""
     refused: dict[UUID, Candidate] = {}
@@ -353,14 +364,16 @@ def _first_sound(
         key = item.checkpoint.id
         path = manager.store.locate(manager.session_name, key)
         try:
-            if dry_run:
+            with in_use(path):
+                if how.loads:
+                    return item.checkpoint, manager.store.load(path), refused
                 manager.store.verify(path)
                 return item.checkpoint, None, refused
-            return item.checkpoint, manager.store.load(path), refused
         except CheckpointCorrupt as error:
-            refuse(item, f"corrupt, {'to be ' if dry_run else ''}put aside: {error}")
-            if not dry_run:
-                manager.quarantine(key, str(error))
+            refuse(item, f"corrupt, {'to be ' if how.dry else ''}put aside: {error}")
+            if not how.dry:
+                with suppress(NotFound):  # another process was faster
+                    manager.quarantine(key, str(error))
         except NotFound:
             refuse(item, f"its folder is not below {manager.store.root}")
         except (CheckpointError, OSError) as error:

@@ -20,8 +20,9 @@ from mmap import mmap
 from typing import TYPE_CHECKING, Any, Protocol
 from uuid import UUID, uuid4
 
+from qigstore.checkpoints.pruning import prune
 from qigstore.checkpoints.ranking import finite, judge
-from qigstore.checkpoints.retention import Retention, roles
+from qigstore.checkpoints.retention import Retention
 from qigstore.checkpoints.store import CheckpointStore, SaveInfo
 from qigstore.errors import CheckpointCorrupt, CheckpointError, NotFound, StoreError
 from qigstore.records import Candidate, Checkpoint, CheckpointKind, CheckpointStatus
@@ -402,26 +403,23 @@ class CheckpointKeeper:
             if self._last is None:
                 self._last = checkpoint_id
 
+    def protected(self) -> set[UUID]:
+        """What `protect` named."""
+        with self._state:
+            return set(self._protected)
+
     def prune(self) -> list[UUID]:
         """Remove what has no role (see `retention`); nothing while the database is away.
 
         Raises:
             CheckpointError, OSError: one could not be removed.
         """
-        known = self.known()
-        if len(known) <= self.retention.keep_newest:
+        if len(self.known()) <= self.retention.keep_newest:
             return []
         try:
-            healthy = {item.checkpoint.id for item in self.candidates() if item.healthy}
+            return prune(self)[0]
         except StoreError:
             return []  # who is healthy is not known now: everything stays
-        with self._state:
-            protected = set(self._protected)
-        found = roles(known.values(), self.retention, healthy=healthy, protected=protected)
-        gone = [key for key, names in found.items() if not names]
-        for key in gone:
-            self.remove(key, "retention: no role")
-        return gone
 
     def remove(self, checkpoint_id: UUID, reason: str) -> bool:
         """Remove one, folder first, then row; False where it is not there (any more).
