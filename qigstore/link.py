@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from qigstore.recording.shipper import Target
     from qigstore.settings import Settings
 
-__all__ = ["FolderRows", "Link", "LinkedRows"]
+__all__ = ["FolderRows", "Link", "LinkedRows", "logged_events"]
 
 _log = logging.getLogger("qigstore")
 
@@ -134,12 +134,7 @@ class Link:
 
     def logged_events(self) -> Iterator[LoggedEvent]:
         """Events of this session in the files of this data folder, whatever database has them."""
-        root = self._settings.event_root
-        for place in sorted(root.iterdir()) if root.is_dir() else ():
-            log = EventLog(place)
-            for logged in (*log.pending(), *log.read_shipped()):
-                if logged.session == self.session.name:
-                    yield logged
+        return logged_events(self._settings, self.session.name)
 
     # -- how the attempt began and ended --------------------------------------------------------
 
@@ -177,6 +172,16 @@ class Link:
             self._closed = True
         if self.store is not None:
             self.store.close()
+
+
+def logged_events(settings: Settings, session: str) -> Iterator[LoggedEvent]:
+    """Events of a session in the files of the data folder, whatever database has them."""
+    root = settings.event_root
+    for place in sorted(root.iterdir()) if root.is_dir() else ():
+        log = EventLog(place)
+        for logged in (*log.pending(), *log.read_shipped()):
+            if logged.session == session:
+                yield logged
 
 
 class FolderRows:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from uuid import UUID
 
 from sqlalchemy import Row, Select, Text, and_, func, literal_column, select, update
+from sqlalchemy.dialects.postgresql import insert
 
 from qigstore.database.schema import checkpoint as checkpoints
 from qigstore.errors import InvalidInput, NotFound
@@ -53,6 +54,27 @@ class Checkpoints:
         with self._database.begin() as connection:
             must_exist(connection, checkpoint.session_id)
             return added(connection, checkpoints, values)
+
+    def put(self, checkpoint: Checkpoint) -> None:
+        """Make a checkpoint's row say this, whatever it said before: the folder is the truth.
+
+        Raises:
+            NotFound, InvalidInput: as for `add`; InvalidInput also where the id is another
+                session's.
+        """
+        values = asdict(checkpoint) | _checked(checkpoint)
+        kept = {"id", "session_id", "verified_at"}
+        new = insert(checkpoints).values(**values)
+        change = new.on_conflict_do_update(
+            index_elements=[_c.id],
+            set_={name: new.excluded[name] for name in _NAMES if name not in kept},
+            where=_c.session_id == checkpoint.session_id,
+        )
+        with self._database.begin() as connection:
+            must_exist(connection, checkpoint.session_id)
+            if connection.execute(change).rowcount == 0:
+                whose = "of a checkpoint that no other session has"
+                raise InvalidInput("id", str(checkpoint.id), whose)
 
     def get(self, checkpoint_id: UUID | str) -> Checkpoint:
         """The checkpoint of that id, or whose id alone begins with those hex digits (4 or more).
