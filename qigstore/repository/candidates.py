@@ -7,6 +7,7 @@ a branch for each; the one that is not asked for is not even begun.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,23 +30,24 @@ _NAMES = tuple(checkpoints.c.keys())
 _STATEMENT = sql.SQL("""
 WITH asked AS (
     SELECT measured, measured AND NOT %(by_age)s::bool AS by_rank
-    FROM (SELECT %(floor)s::float8 IS NOT NULL OR EXISTS (
-        SELECT FROM qigstore.checkpoint
-        WHERE session_id = %(session)s AND status = 'committed' AND phi IS NOT NULL) AS measured) m
+    FROM (SELECT %(floor)s::float8 IS NOT NULL OR (
+        SELECT true FROM qigstore.checkpoint c
+        WHERE c.session_id = %(session)s AND c.status = 'committed' AND c.phi IS NOT NULL
+        ORDER BY {rank} LIMIT 1) IS NOT NULL AS measured) m
 ), fit AS MATERIALIZED (
-    (SELECT {columns}, {alarm_columns}
+    (SELECT c.*, alarm.*
      FROM qigstore.checkpoint c {alarm}
      WHERE (SELECT by_rank FROM asked) AND c.session_id = %(session)s
        AND c.status = 'committed' AND c.phi IS NOT NULL
        AND c.phi >= coalesce(%(floor)s::float8, '-Infinity') AND {fit}
      ORDER BY {rank} LIMIT {limit})
     UNION ALL
-    (SELECT {columns}, {alarm_columns}
+    (SELECT c.*, alarm.*
      FROM qigstore.checkpoint c {alarm}
      WHERE NOT (SELECT by_rank FROM asked) AND c.session_id = %(session)s
-       AND c.status <> 'deleted' AND c.status = 'committed'
+       AND c.status = 'committed'
        AND (c.phi IS NOT NULL OR NOT (SELECT measured FROM asked))
-       AND (%(floor)s::float8 IS NULL OR c.phi >= %(floor)s::float8) AND {fit}
+       AND {floor} AND {fit}
      ORDER BY {age} LIMIT {limit})
 ), lowest AS (
     SELECT phi, step, id FROM fit WHERE (SELECT count(*) FROM fit) = {limit}
@@ -56,23 +58,23 @@ WITH asked AS (
 )
 SELECT true AS healthy, measured, fit.* FROM fit, asked
 UNION ALL
-(SELECT false, true, {columns}, {alarm_columns}
+(SELECT false, true, c.*, alarm.*
  FROM qigstore.checkpoint c {alarm}
  WHERE (SELECT by_rank FROM asked) AND c.session_id = %(session)s
    AND c.status = 'committed' AND c.phi IS NOT NULL
    AND (c.phi, c.step) >= (coalesce((SELECT phi FROM lowest), '-Infinity'),
                            coalesce((SELECT step FROM lowest), 0))
-   AND NOT ({fit} AND (%(floor)s::float8 IS NULL OR c.phi >= %(floor)s::float8))
+   AND NOT ({fit} AND {floor})
    AND NOT EXISTS (SELECT FROM lowest l WHERE (l.phi, l.step) = (c.phi, c.step) AND l.id < c.id)
  ORDER BY {rank} LIMIT {limit})
 UNION ALL
-(SELECT false, true, {columns}, {alarm_columns}
+(SELECT false, true, c.*, alarm.*
  FROM qigstore.checkpoint c {alarm}
  WHERE (SELECT by_rank FROM asked) AND c.session_id = %(session)s
    AND (c.status = 'quarantined' OR (c.status = 'committed' AND c.phi IS NULL))
  ORDER BY {rank} LIMIT {limit})
 UNION ALL
-(SELECT false, (SELECT measured FROM asked), {columns}, {alarm_columns}
+(SELECT false, (SELECT measured FROM asked), c.*, alarm.*
  FROM qigstore.checkpoint c {alarm}
  WHERE NOT (SELECT by_rank FROM asked) AND c.session_id = %(session)s
    AND c.status <> 'deleted'
@@ -80,38 +82,39 @@ UNION ALL
                                coalesce((SELECT step FROM oldest), 0))
    AND NOT (c.status = 'committed' AND {fit}
             AND (c.phi IS NOT NULL OR NOT (SELECT measured FROM asked))
-            AND (%(floor)s::float8 IS NULL OR c.phi >= %(floor)s::float8))
+            AND {floor})
    AND NOT EXISTS (SELECT FROM oldest o
                    WHERE (o.attempt, o.step) = (c.attempt, c.step) AND o.id < c.id)
  ORDER BY {age} LIMIT {limit})
 """)
 _PARTS = {
-    "columns": sql.SQL(", ").join(sql.Identifier("c", name) for name in _NAMES),
-    "alarm_columns": sql.SQL("alarm.rule AS alarm_rule, alarm.step AS alarm_step"),
     # The next critical event, however far: the first entry that one index probe finds.
     "alarm": sql.SQL(
         "LEFT JOIN LATERAL (SELECT e.rule, e.step FROM qigstore.event e "
-        "WHERE e.session_id = c.session_id AND e.attempt = c.attempt "
+        "WHERE (e.session_id, e.attempt) = (c.session_id, c.attempt) "
         "AND e.severity = 'critical' AND e.step >= c.step ORDER BY e.step, e.id LIMIT 1"
-        ") alarm ON true"
+        ") alarm (alarm_rule, alarm_step) ON true"
     ),
     # Its step is not below the checkpoint's, so the difference cannot leave bigint.
     "fit": sql.SQL(
         "(c.kind = 'regular' AND c.weights_finite "
-        "AND (alarm.step IS NULL OR alarm.step - c.step > %(settle)s::bigint))"
+        "AND (alarm_step IS NULL OR alarm_step - c.step > %(settle)s::bigint))"
     ),
+    "floor": sql.SQL("(c.phi >= %(floor)s::float8) IS NOT FALSE"),
     # The orders of the indexes, word for word.
     "rank": sql.SQL("c.phi DESC NULLS LAST, c.step DESC, c.id"),
     "age": sql.SQL("c.attempt DESC, c.step DESC, c.id"),
 }
 
 
-def statement(limit: int) -> sql.Composed:
+@lru_cache(maxsize=16)
+def statement(limit: int) -> sql.SQL:
     """The statement for at most `limit` of either kind.
 
     Its parameters: session, settle (steps), floor (least Φ, or NULL), by_age.
     """
-    return _STATEMENT.format(**_PARTS, limit=sql.Literal(limit))
+    text = _STATEMENT.format(**_PARTS, limit=sql.Literal(limit)).as_string()
+    return sql.SQL(" ".join(text.split()))
 
 
 def candidates(database: Database, parameters: Mapping[str, Any], *, limit: int) -> list[Candidate]:
