@@ -1,0 +1,207 @@
+"""Pinned or read now: it stays. Two pruners at once, and a reader between them, lose nothing."""
+
+from __future__ import annotations
+
+import random
+import threading
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+import numpy as np
+import pytest
+
+from qigstore.checkpoints import CheckpointManager, CheckpointStore, Retention
+from qigstore.checkpoints.disk import Disk
+from qigstore.checkpoints.holds import Pins, in_use, removing
+from qigstore.checkpoints.pruning import planned, prune
+from qigstore.errors import CheckpointCorrupt, CheckpointError, NotFound
+
+
+def manager_of(folder: Path, **rule: Any) -> CheckpointManager:
+    given = {"keep_newest": 1, "keep_best": 1, "settle_steps": 0} | rule
+    return CheckpointManager(
+        CheckpointStore(folder), None, session_id=1, session_name="ocean", attempt=1,
+        retention=Retention(**given),
+    )  # fmt: skip
+
+
+def save(manager: CheckpointManager, step: int, phi: float | None = None) -> UUID:
+    state = {"w": np.full(50_000, step), "step": step}
+    return manager.save(state, step=step, phi=phi, wait=True)
+
+
+@pytest.fixture
+def manager(tmp_path: Path) -> CheckpointManager:
+    return manager_of(tmp_path, keep_newest=20)
+
+
+def test_a_pin_is_made_once_and_seen_by_everybody(
+    manager: CheckpointManager, tmp_path: Path
+) -> None:
+    key = save(manager, 1)
+    assert manager.pins.pin(key, "for the paper")
+    assert not manager.pins.pin(key, "again")
+    other = Pins(CheckpointStore(tmp_path), "ocean")
+    assert other.all()[key]["note"] == "for the paper"
+    assert other.unpin(key)
+    assert not manager.pins.unpin(key)
+    assert manager.pins.all() == {}
+
+
+def test_what_is_not_there_cannot_be_pinned(manager: CheckpointManager) -> None:
+    assert not manager.pins.unpin(uuid4())
+    for wanted in (uuid4(), uuid4()):
+        with pytest.raises((NotFound, FileNotFoundError)):
+            manager.pins.pin(wanted)
+        save(manager, 1)
+
+
+def test_a_pin_that_cannot_be_read_still_pins(manager: CheckpointManager) -> None:
+    first = save(manager, 1)
+    save(manager, 2, 0.9)
+    manager.pins.pin(first)
+    (file,) = (manager.store.folder_of("ocean") / ".held").iterdir()
+    file.write_bytes(b"\xff{")
+    assert first in manager.pins.all()
+    manager.retention = Retention(keep_newest=1, keep_best=1, settle_steps=0)
+    assert manager.prune() == []
+
+
+def test_a_stranger_among_the_pins_stops_pruning_by_name(manager: CheckpointManager) -> None:
+    keys = [save(manager, step, step / 10) for step in range(3)]
+    manager.pins.pin(keys[0])
+    (manager.store.folder_of("ocean") / ".held" / "notes.txt").write_text("mine")
+    manager.retention = Retention(keep_newest=1, keep_best=1, settle_steps=0)
+    with pytest.raises(CheckpointCorrupt, match=r"notes\.txt"):
+        prune(manager)
+    assert manager.store.ids("ocean") == set(keys)
+
+
+def test_the_plan_names_every_role(manager: CheckpointManager) -> None:
+    keys = [save(manager, step, step / 10) for step in range(5)]
+    manager.pins.pin(keys[0])
+    manager.protect(keys[1])
+    rule = Retention(keep_newest=1, keep_best=2, settle_steps=0)
+    roles = {item.step: names for item, names in planned(manager, rule)}
+    assert roles[0] == ("pinned",)
+    assert roles[1] == ("resumed from",)
+    assert roles[2] == ()
+    assert roles[3] == ("best",)
+    assert set(roles[4]) >= {"newest", "best", "newest healthy"}
+
+
+def test_what_is_pinned_or_read_is_not_deleted_by_name(manager: CheckpointManager) -> None:
+    key = save(manager, 1)
+    manager.pins.pin(key)
+    with pytest.raises(CheckpointError, match=f"unpin {key}"):
+        manager.delete_checkpoint(key)
+    manager.pins.unpin(key)
+    with (
+        in_use(manager.store.locate("ocean", key)),
+        pytest.raises(CheckpointError, match="being read"),
+    ):
+        manager.delete_checkpoint(key)
+    assert manager.delete_checkpoint(key)
+
+
+def test_who_reads_what_is_being_removed_is_told_so(manager: CheckpointManager) -> None:
+    key = save(manager, 1)
+    path = manager.store.locate("ocean", key)
+    with removing(path) as free:
+        assert free
+        manager.store.delete(path)
+        with pytest.raises(NotFound):
+            manager.load(key)
+
+
+def test_one_that_cannot_be_removed_does_not_keep_the_others(
+    manager: CheckpointManager,
+) -> None:
+    keys = [save(manager, step, step / 10) for step in range(4)]
+    (manager.store.locate("ocean", keys[1]) / "mine.txt").write_text("x")
+    manager.retention = Retention(keep_newest=1, keep_best=1, settle_steps=0)
+    with pytest.raises(CheckpointError, match="not provably"):
+        prune(manager)
+    assert manager.store.ids("ocean") == {keys[1], keys[3]}
+
+
+def test_only_one_prunes_at_a_time(manager: CheckpointManager, tmp_path: Path) -> None:
+    for step in range(4):
+        save(manager, step, step / 10)
+    manager.retention = Retention(keep_newest=1, keep_best=1, settle_steps=0)
+    with Pins(CheckpointStore(tmp_path), "ocean").pruning() as mine:
+        assert mine
+        assert prune(manager) == ([], [])
+    assert len(prune(manager)[0]) == 3
+
+
+def test_pruning_where_nothing_was_saved_makes_nothing(tmp_path: Path) -> None:
+    manager = manager_of(tmp_path / "empty")
+    assert prune(manager) == ([], [])
+    assert not (tmp_path / "empty").exists()
+
+
+def test_two_pruners_and_a_reader_at_once_lose_nothing(tmp_path: Path, rng: random.Random) -> None:
+    """Whatever is loaded is right; the best, the newest and the pinned one are there at the end."""
+
+    class NoSync(Disk):
+        def fsync(self, fd: int) -> None:
+            pass
+
+        def fsync_folder(self, path: Path) -> None:
+            pass
+
+    def opened() -> CheckpointManager:
+        made = manager_of(tmp_path)
+        made.store = CheckpointStore(tmp_path, disk=NoSync())
+        return made
+
+    saver, done, problems = opened(), threading.Event(), []
+    loads = {"right": 0, "gone": 0}
+    order = rng.sample(range(60), 60)
+    steps: dict[UUID, int] = {}
+
+    def guarded(work: Any) -> threading.Thread:
+        def run() -> None:
+            mine = opened()
+            try:
+                while not done.is_set():
+                    work(mine)
+            except Exception as error:
+                problems.append(error)
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        return thread
+
+    def read(mine: CheckpointManager) -> None:
+        for key in sorted(mine.store.ids("ocean")):
+            try:
+                state = mine.load(key)
+            except NotFound:
+                loads["gone"] += 1
+            else:
+                assert (state["w"] == state["step"]).all()
+                loads["right"] += 1
+
+    threads = [
+        guarded(lambda mine: mine.prune()),
+        guarded(lambda mine: mine.prune()),
+        guarded(read),
+    ]
+    pinned = None
+    for step, rank in enumerate(order):
+        key = save(saver, step, rank / 100)
+        steps[key] = step
+        if pinned is None:
+            pinned = key if saver.pins.pin(key) else None
+    done.set()
+    for thread in threads:
+        thread.join()
+    assert problems == []
+    saver.prune()
+    kept = {steps[key] for key in saver.store.ids("ocean")}
+    assert kept == {0, order.index(59), 59}
+    print(f"{loads['right']} loads right, {loads['gone']} were gone")
+    assert loads["right"] > 0
