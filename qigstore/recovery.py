@@ -101,7 +101,7 @@ def decide(
     its newest healthy checkpoint.
 
     Raises:
-        ConfigurationError: an unknown policy.
+        ConfigurationError: an unknown policy, or `recent` is below 1.
 
     >>> decide([], policy="best")
     ()
@@ -109,6 +109,8 @@ def decide(
     if policy not in get_args(Policy):
         names = ", ".join(get_args(Policy))
         raise ConfigurationError(f"policy {policy!r} is unknown; expected one of {names}")
+    if recent < 1:
+        raise ConfigurationError(f"recent={recent}; expected a whole number ≥ 1")
     healthy = [item for item in candidates if item.healthy]
     newest = sorted(healthy, key=_age)
     if policy == "newest":
@@ -222,6 +224,7 @@ def recover(
     *,
     attempt: AttemptInfo | None = None,
     policy: Policy = "best",
+    recent: int = RECENT,
     has_default: bool = False,
     dry_run: bool = False,
     load: bool = True,
@@ -234,7 +237,7 @@ def recover(
         manager: the session's checkpoints; its settle time and Φ floor apply.
         repository: attempts, events and progress; None: decide from the folders alone.
         attempt: the attempt that this opens; its lineage is stored.
-        policy: see `decide`.
+        policy, recent: see `decide`.
         has_default: the caller can start afresh; then nothing fit is no error.
         dry_run: say what would happen; verify, but load, move and store nothing.
         load: False: put aside what is corrupt, but only verify what is chosen, and return no state.
@@ -251,8 +254,8 @@ def recover(
     if not dry_run:
         manager.reconcile()
     known = _known(manager, repository, attempt)
-    how = _How(dry=dry_run, loads=load and not dry_run)
-    choice = _choose(manager, known, policy=policy, poison_limit=poison_limit, how=how)
+    how = _How(policy, recent, poison_limit, dry=dry_run, loads=load and not dry_run)
+    choice = _choose(manager, known, how)
     chosen = choice.chosen
     decision = Decision(
         id=uuid4(),
@@ -275,6 +278,9 @@ def recover(
 
 @dataclass(frozen=True, slots=True)
 class _How:
+    policy: Policy
+    recent: int
+    poison_limit: int
     dry: bool
     loads: bool
 
@@ -287,21 +293,20 @@ class _Choice:
     reason: str = ""
 
 
-def _choose(
-    manager: CheckpointManager, known: _Known, *, policy: Policy, poison_limit: int, how: _How
-) -> _Choice:
+def _choose(manager: CheckpointManager, known: _Known, how: _How) -> _Choice:
     """Look at a few candidates first, at more only where none of them is sound."""
-    for limit in (_FEW, _MANY):
-        found = sorted(manager.candidates(limit=limit, by_age=policy != "best"), key=_age)
+    for limit in (max(_FEW, how.recent), _MANY):
+        found = sorted(manager.candidates(limit=limit, by_age=how.policy != "best"), key=_age)
         judged = {
-            item.checkpoint.id: _unless_poisoned(manager, item, known, poison_limit)
+            item.checkpoint.id: _unless_poisoned(manager, item, known, how.poison_limit)
             for item in found
         }
-        order = decide([judged[item.checkpoint.id] for item in found], policy=policy)
+        fit = [judged[item.checkpoint.id] for item in found]
+        order = decide(fit, policy=how.policy, recent=how.recent)
         chosen, state, refused = _first_sound(manager, order, how)
         judged |= refused
         if chosen is not None:
-            why = _why(policy, chosen, order, refused)
+            why = _why(how, chosen, order, refused)
             judged[chosen.id] = replace(judged[chosen.id], reason=why)
             return _Choice(chosen, state, tuple(judged.values()), why)
         if sum(item.healthy for item in found) < limit:
@@ -405,13 +410,13 @@ def _store(
 
 
 def _why(
-    policy: str, chosen: Checkpoint, order: Sequence[Candidate], refused: Mapping[UUID, Candidate]
+    how: _How, chosen: Checkpoint, order: Sequence[Candidate], refused: Mapping[UUID, Candidate]
 ) -> str:
     words = {
         "best": "highest Φ",
         "newest": "newest",
-        "best_recent": f"highest Φ among the {RECENT} newest",
-    }[policy]
+        "best_recent": f"highest Φ among the {how.recent} newest",
+    }[how.policy]
     if chosen.phi is None:
         words = "newest (Φ is not measured)"
     phi = "" if chosen.phi is None else f" (Φ {chosen.phi:.4f})"

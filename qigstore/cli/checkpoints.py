@@ -79,12 +79,29 @@ def show(checkpoint: CheckpointId, as_json: Json = False) -> None:
         session, found = place.get(checkpoint)
         health = {item.checkpoint.id: item for item in place.health(session)}
         pin = place.manager(session).pins.all().get(found.id)
+        lineage = _lineage(place, session, found.id)
     data = {"session": session} | _with_health(found, health) | {"pinned": pin is not None}
+    data |= lineage
     if as_json:
         print_json(data)
     else:
         note = (pin or {}).get("note") or None
-        print_pairs({**data, "pin note": note, "metadata": data["metadata"] or None})
+        empty = {name: data[name] or None for name in ("metadata", "resumed by attempts")}
+        print_pairs({**data, "pin note": note, **empty})
+
+
+def _lineage(place: Place, session: str, key: UUID) -> dict[str, Any]:
+    """The checkpoint saved before it, and the attempts that resumed from it, where known."""
+    parent = None
+    try:
+        parent = place.folders.manifest(place.folders.locate(session, key)).parent
+    except _DAMAGED as error:
+        typer.echo(f"its folder: {error}", err=True)
+    attempts = (
+        [] if place.store is None else place.store.sessions.attempts(place.session(session)[0])
+    )
+    resumed = [attempt.number for attempt in attempts if attempt.resumed_from == key]
+    return {"parent": parent, "resumed by attempts": resumed}
 
 
 def _with_health(checkpoint: Any, health: Mapping[UUID, Candidate]) -> dict[str, Any]:
@@ -154,6 +171,7 @@ def _verified(place: Place, item: Found) -> dict[str, Any]:
 def pin(
     checkpoint: CheckpointId,
     note: Annotated[str, typer.Option("--note", help="Why, for whoever asks later.")] = "",
+    as_json: Json = False,
 ) -> None:
     """Keep a checkpoint until it is unpinned, whatever retention says; asks no database."""
     from qigstore.checkpoints.holds import Pins
@@ -161,18 +179,27 @@ def pin(
     place = folders_only()
     found = place.catalog.find(checkpoint)
     fresh = Pins(place.folders, found.session).pin(found.id, note)
-    typer.echo(f"{found.id} is pinned" if fresh else f"{found.id} was pinned already")
+    said = "is pinned" if fresh else "was pinned already"
+    _tell(found.id, said, pinned=True, as_json=as_json)
 
 
 @app.command()
-def unpin(checkpoint: CheckpointId) -> None:
+def unpin(checkpoint: CheckpointId, as_json: Json = False) -> None:
     """Take the pin away: retention decides again; asks no database."""
     from qigstore.checkpoints.holds import Pins
 
     place = folders_only()
     found = place.catalog.find(checkpoint)
     was = Pins(place.folders, found.session).unpin(found.id)
-    typer.echo(f"{found.id} is no longer pinned" if was else f"{found.id} was not pinned")
+    said = "is no longer pinned" if was else "was not pinned"
+    _tell(found.id, said, pinned=False, as_json=as_json)
+
+
+def _tell(key: UUID, said: str, *, pinned: bool, as_json: bool) -> None:
+    if as_json:
+        print_json({"id": key, "pinned": pinned, "said": said})
+    else:
+        typer.echo(f"{key} {said}")
 
 
 _Count = Annotated[int | None, typer.Option(min=1)]

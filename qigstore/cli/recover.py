@@ -23,6 +23,9 @@ def recover(
         Literal["best", "newest", "best_recent"],
         typer.Option(help="Which healthy checkpoint to take."),
     ] = "best",
+    recent: Annotated[
+        int, typer.Option(min=1, help="Among how many of the newest best_recent chooses.")
+    ] = 5,
     as_json: Json = False,
 ) -> None:
     """Choose the checkpoint that a session comes back from; show every candidate, and why.
@@ -38,7 +41,9 @@ def recover(
     with opened_place() as place:
         manager = place.manager(session)
         try:
-            _, decision = choose(manager, place.store, policy=policy, dry_run=dry_run, load=False)
+            _, decision = choose(
+                manager, place.store, policy=policy, recent=recent, dry_run=dry_run, load=False
+            )
         finally:
             manager.close()
     if as_json:

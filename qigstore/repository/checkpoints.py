@@ -72,7 +72,7 @@ class Checkpoints:
         )
         with self._database.begin() as connection:
             must_exist(connection, checkpoint.session_id)
-            if connection.execute(change).rowcount == 0:
+            if connection.execute(change.returning(_c.id)).first() is None:
                 whose = "of a checkpoint that no other session has"
                 raise InvalidInput("id", str(checkpoint.id), whose)
 

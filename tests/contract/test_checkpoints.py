@@ -143,6 +143,27 @@ def test_listing_is_by_step_and_status_changes_are_kept(any_store: Store, sessio
         checkpoints.set_status(first.id, "gone")  # type: ignore[arg-type]
 
 
+def test_put_makes_the_row_say_what_the_folder_says(any_store: Store, session_id: int) -> None:
+    checkpoints, checkpoint = any_store.checkpoints, made(session_id, 5, verified_at=NOW)
+    checkpoints.put(checkpoint)
+    checkpoints.set_status(checkpoint.id, "deleted", "by mistake")
+    moved = replace(checkpoint, path=Path("/elsewhere/5"), phi=None, verified_at=None)
+    checkpoints.put(moved)
+    assert checkpoints.get(checkpoint.id) == replace(moved, verified_at=NOW)
+    other = any_store.sessions.open("another", {}).id
+    with pytest.raises(InvalidInput, match="no other session"):
+        checkpoints.put(replace(moved, session_id=other))
+    assert checkpoints.get(checkpoint.id).session_id == session_id
+
+
+def test_an_unknown_id_names_the_nearest(any_store: Store, session_id: int) -> None:
+    ids = [UUID(int=n << 96) for n in (0x10000000, 0x20000000, 0x20001000, 0x30000000)]
+    keep(any_store, *(made(session_id, n, id=key) for n, key in enumerate(ids)))
+    with pytest.raises(NotFound) as refused:
+        any_store.checkpoints.get("20000fff")
+    assert refused.value.near == (str(ids[1]), str(ids[2]))
+
+
 def reasons(candidates: list[Candidate]) -> dict[int, tuple[bool, str]]:
     return {c.checkpoint.step: (c.healthy, c.reason) for c in candidates}
 
