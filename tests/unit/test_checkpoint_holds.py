@@ -14,9 +14,11 @@ import pytest
 
 from qigstore.checkpoints import CheckpointManager, CheckpointStore, Retention
 from qigstore.checkpoints.disk import Disk
+from qigstore.checkpoints.format import Manifest
 from qigstore.checkpoints.holds import Pins, in_use, removing
 from qigstore.checkpoints.pruning import planned, prune
 from qigstore.errors import CheckpointCorrupt, CheckpointError, NotFound
+from qigstore.recovery import recover
 
 
 def manager_of(folder: Path, **rule: Any) -> CheckpointManager:
@@ -104,6 +106,31 @@ def test_what_is_pinned_or_read_is_not_deleted_by_name(manager: CheckpointManage
     ):
         manager.delete_checkpoint(key)
     assert manager.delete_checkpoint(key)
+
+
+def test_every_way_to_load_holds_the_folder_meanwhile(tmp_path: Path) -> None:
+    free = []
+
+    class Watched(CheckpointStore):
+        def load(self, path: Path | str, *, verify: bool = True) -> Any:
+            with removing(Path(path)) as could:
+                free.append(could)
+            return super().load(path, verify=verify)
+
+        def verify(self, path: Path | str) -> Manifest:
+            with removing(Path(path)) as could:
+                free.append(could)
+            return super().verify(path)
+
+    manager = manager_of(tmp_path)
+    manager.store = Watched(tmp_path)
+    key = save(manager, 1, 0.5)
+    manager.load(key)
+    manager.load_checkpoint(key)
+    manager.load_best_checkpoint()
+    recover(manager)
+    recover(manager, dry_run=True)
+    assert free == [False] * 5
 
 
 def test_who_reads_what_is_being_removed_is_told_so(manager: CheckpointManager) -> None:
