@@ -375,7 +375,7 @@ def _first_sound(
                 manager.store.verify(path)
                 return item.checkpoint, None, refused
         except CheckpointCorrupt as error:
-            refuse(item, f"corrupt, {'to be ' if how.dry else ''}put aside: {error}")
+            refuse(item, f"corrupt, {'to be ' if how.dry else ''}put aside: {error.brief}")
             if not how.dry:
                 with suppress(NotFound):  # another process was faster
                     manager.quarantine(key, str(error))

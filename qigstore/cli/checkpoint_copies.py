@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from qigstore.cli.output import Json, fields_of, print_json, print_table
+from qigstore.cli.output import Json, cut, fields_of, print_json, print_table
 from qigstore.cli.places import folders_only
 from qigstore.cli.progress import Progress
 from qigstore.errors import InvalidInput
@@ -116,7 +116,8 @@ def diff(
 
 
 def _print(found: Difference, *, everything: bool) -> None:
-    said = [(name, a, b) for name, (a, b) in found.fields.items() if name != "structure"]
+    fields = found.fields.items()
+    said = [(name, cut(a, 40), cut(b, 40)) for name, (a, b) in fields if name != "structure"]
     if said:
         print_table(("what", "first", "second"), said, whole="what")
     if "structure" in found.fields:

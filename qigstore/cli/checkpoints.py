@@ -9,7 +9,7 @@ import typer
 
 from qigstore.cli import checkpoint_copies, doctor
 from qigstore.cli.context import SessionName
-from qigstore.cli.output import Json, fields_of, print_json, print_pairs, print_table
+from qigstore.cli.output import Json, cut, fields_of, print_json, print_pairs, print_table
 from qigstore.cli.places import Place, folders_only, opened_place
 from qigstore.cli.progress import Progress
 from qigstore.errors import CheckpointCorrupt, CheckpointFormatError, NotFound, StoreUnavailable
@@ -142,7 +142,7 @@ def verify(
         names = ("id", "session", "step", "bytes", "sound", "problem")
         print_table(
             names,
-            [tuple(item[name] for name in names) for item in told],
+            [(*(item[name] for name in names[:-1]), cut(item["problem"], 200)) for item in told],
             empty=f"no checkpoints below {place.folders.root}",
         )
     if not all(item["sound"] for item in told):
@@ -157,7 +157,8 @@ def _verified(place: Place, item: Found) -> dict[str, Any]:
         with in_use(item.path):
             manifest = place.folders.verify(item.path)
     except _DAMAGED as error:
-        return told | {"step": None, "bytes": None, "sound": False, "problem": str(error)}
+        problem = error.brief if isinstance(error, CheckpointCorrupt) else str(error)
+        return told | {"step": None, "bytes": None, "sound": False, "problem": problem}
     if place.store is not None:
         try:
             place.store.checkpoints.mark_verified(item.id)

@@ -16,7 +16,7 @@ from uuid import UUID
 
 import typer
 
-from qigstore.cli.output import Json, print_json, print_table
+from qigstore.cli.output import Json, cut, print_json, print_table
 from qigstore.cli.places import Place, opened_place
 from qigstore.cli.progress import Progress
 from qigstore.errors import CheckpointError, NotFound
@@ -75,10 +75,9 @@ def doctor(
     if as_json:
         print_json(told)
     else:
-        names = ("what", "session", "id", "detail", "fate")
         print_table(
-            names,
-            [tuple(item[name] for name in names) for item in told],
+            ("what", "session", "id", "fate", "detail"),
+            [(i["what"], i["session"], i["id"], i["fate"], cut(i["detail"])) for i in told],
             empty="rows and folders tell the same; nothing is left over",
         )
     if left:
