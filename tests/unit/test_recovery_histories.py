@@ -428,3 +428,7 @@ TestHistories.settings = settings(_OPTIONS, max_examples=150)
 @pytest.mark.long
 class TestManyHistories(Histories.TestCase):  # type: ignore[name-defined,misc]
     settings = settings(_OPTIONS, max_examples=10_000)
+
+    def runTest(self) -> None:
+        super().runTest()
+        print(f"{self.settings.max_examples:,} histories; the seed is Hypothesis's own")
