@@ -159,7 +159,6 @@ class Histories(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.folder = Path(tempfile.mkdtemp(prefix="qs-", dir=_PLACE))
         self.model: dict[UUID, Known] = {}
         self.pinned: set[UUID] = set()
         self.sources: set[UUID] = set()
@@ -168,6 +167,7 @@ class Histories(RuleBasedStateMachine):
 
     @initialize(saves=_SAVES)
     def start(self, saves: list[tuple[Any, ...]]) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="qs-", dir=_PLACE))
         self.begin()
         self.save_some(saves)
 
@@ -194,8 +194,9 @@ class Histories(RuleBasedStateMachine):
         )
 
     def teardown(self) -> None:
-        self.manager.close()
-        shutil.rmtree(self.folder)
+        if hasattr(self, "manager"):  # Hypothesis also makes machines that it never starts
+            self.manager.close()
+            shutil.rmtree(self.folder)
 
     # -- the deeds ------------------------------------------------------------------------------
 
