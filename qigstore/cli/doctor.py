@@ -19,7 +19,7 @@ import typer
 from qigstore.cli.output import Json, cut, print_json, print_table
 from qigstore.cli.places import Place, opened_place
 from qigstore.cli.progress import Progress
-from qigstore.errors import CheckpointError, NotFound
+from qigstore.errors import CheckpointCorrupt, CheckpointError, NotFound
 
 if TYPE_CHECKING:
     from qigstore.records import Checkpoint
@@ -144,6 +144,7 @@ class _Session:
         for found in aside.values():
             reason = found.reason or "no reason was noted"
             yield Finding("put aside", found.path, reason, self.name, found.id)
+        yield from self._pins(set(aside))
         if self.place.store is not None:
             here = {UUID(path.name) for path, _ in damaged} | set(aside)
             yield from self._rows(self.place.store, whole, here)
@@ -157,6 +158,23 @@ class _Session:
 
             detail = f"{path.name}: a save or a removal that did not end, or is under way"
             yield Finding("unfinished", path, detail, self.name, mend=mend)
+
+    def _pins(self, aside: set[UUID]) -> Iterator[Finding]:
+        from qigstore.checkpoints.holds import Pins
+
+        pins = Pins(self.folders, self.name)
+        try:
+            pinned = pins.all()
+        except CheckpointCorrupt as error:
+            yield Finding("not ours", error.path, f"{error}; nothing is pruned", self.name)
+            return
+        for key in sorted(set(pinned) - self.folders.ids(self.name) - aside):
+
+            def mend(key: UUID = key) -> str:
+                return "unpinned" if pins.unpin(key) else "was unpinned meanwhile"
+
+            detail = "pinned, and there is no such checkpoint (any more)"
+            yield Finding("pin", None, detail, self.name, key, mend)
 
     def _damage(self, path: Path) -> Exception | None:
         try:

@@ -370,6 +370,19 @@ def test_the_doctor_puts_damage_aside_and_removes_only_what_is_provably_ours(
     assert last["put aside"][0]["detail"]
 
 
+def test_the_doctor_takes_away_a_pin_of_nothing_and_names_a_stranger(world: World) -> None:
+    run(world.env, "checkpoints", "pin", str(world.ids[10]))
+    run(world.env, "checkpoints", "pin", str(world.ids[20]))
+    world.manager.store.delete(world.path(10))
+    world.store.checkpoints.set_status(world.ids[10], "deleted", "by hand")
+    assert [i["id"] for i in found(world)["pin"]] == [str(world.ids[10])]
+    assert found(world, "--fix")["pin"][0]["fate"] == "unpinned"
+    assert set(world.manager.pins.all()) == {world.ids[20]}
+    (world.path(20).parent / ".held" / "notes.txt").write_text("mine")
+    (stranger,) = found(world, "--fix")["not ours"]
+    assert "notes.txt" in stranger["detail"]
+
+
 def test_rows_whose_folder_is_on_another_machine_are_left_alone(
     world: World, tmp_path: Path
 ) -> None:
