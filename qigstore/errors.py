@@ -270,6 +270,13 @@ class CheckpointCorrupt(CheckpointError):
             "Restore another one (`qigstore checkpoints list`)."
         )
 
+    @property
+    def brief(self) -> str:
+        """The same for a table: the file without its folder, digests by their first digits."""
+        sides = [str(side) for side in (self.expected, self.found)]
+        expected, found = (f"{side[:12]}…" if len(side) > 60 else side for side in sides)
+        return f"{self.path.name}: {self.what}: expected {expected}, found {found}"
+
 
 class CheckpointFormatError(CheckpointError):
     """Not a checkpoint this version can read."""

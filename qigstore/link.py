@@ -16,7 +16,7 @@ from uuid import UUID
 
 from qigstore.checkpoints import CheckpointManager, CheckpointStore, Retention
 from qigstore.checkpoints.keeper import CheckpointRows
-from qigstore.checkpoints.ranking import best_first, finite, judge
+from qigstore.checkpoints.ranking import best_first, finite, judge, newest_first
 from qigstore.database.engine import address_of, open_database
 from qigstore.errors import StoreUnavailable
 from qigstore.leftovers import OFFLINE, located, resolved, settle_leftovers
@@ -38,7 +38,14 @@ if TYPE_CHECKING:
     from qigstore.recording.shipper import Target
     from qigstore.settings import Settings
 
-__all__ = ["FolderRows", "Link", "LinkedRows", "folder_checkpoints", "linked_checkpoints"]
+__all__ = [
+    "FolderRows",
+    "Link",
+    "LinkedRows",
+    "folder_checkpoints",
+    "linked_checkpoints",
+    "logged_events",
+]
 
 _log = logging.getLogger("qigstore")
 
@@ -141,12 +148,7 @@ class Link:
 
     def logged_events(self) -> Iterator[LoggedEvent]:
         """Events of this session in the files of this data folder, whatever database has them."""
-        root = self._settings.event_root
-        for place in sorted(root.iterdir()) if root.is_dir() else ():
-            log = EventLog(place)
-            for logged in (*log.pending(), *log.read_shipped()):
-                if logged.session == self.session.name:
-                    yield logged
+        return logged_events(self._settings, self.session.name)
 
     # -- how the attempt began and ended --------------------------------------------------------
 
@@ -212,6 +214,16 @@ class Link:
             self.store.close()
 
 
+def logged_events(settings: Settings, session: str) -> Iterator[LoggedEvent]:
+    """Events of a session in the files of the data folder, whatever database has them."""
+    root = settings.event_root
+    for place in sorted(root.iterdir()) if root.is_dir() else ():
+        log = EventLog(place)
+        for logged in (*log.pending(), *log.read_shipped()):
+            if logged.session == session:
+                yield logged
+
+
 class FolderRows:
     """Rows of checkpoints where no database answers: what the folders and the event log tell.
 
@@ -241,14 +253,15 @@ class FolderRows:
         settle_steps: int,
         phi_floor: float | None = None,
         limit: int = 10_000,
+        by_age: bool = False,
     ) -> list[Candidate]:
         """Every committed folder, with whether it is fit to recover from, and why."""
         found = self._store.scan(self._session, session_id=session_id)
         measured = any(finite(item.phi) is not None for item in found)
         critical = [logged for logged in self._events() if logged.event.severity == "critical"]
-        ranked = [*best_first(found), *(item for item in found if finite(item.phi) is None)]
+        unranked = newest_first(item for item in found if finite(item.phi) is None)
         judged = []
-        for item in ranked:
+        for item in newest_first(found) if by_age else [*best_first(found), *unranked]:
             candidate = judge(item, phi_floor=phi_floor, measured=measured)
             if candidate.healthy and (why := _followed(item, critical, settle_steps)):
                 candidate = replace(candidate, healthy=False, reason=why)
@@ -286,12 +299,19 @@ class LinkedRows:
         settle_steps: int,
         phi_floor: float | None = None,
         limit: int = 10_000,
+        by_age: bool = False,
     ) -> list[Candidate]:
         """Every committed checkpoint, with whether it is fit to recover from, and why."""
         choose: Callable[..., list[Candidate]] = self._folders.candidates
         if self._link.store is not None:
             choose, session_id = self._link.store.checkpoints.candidates, self._link.session.id
-        return choose(session_id, settle_steps=settle_steps, phi_floor=phi_floor, limit=limit)
+        return choose(
+            session_id,
+            settle_steps=settle_steps,
+            phi_floor=phi_floor,
+            limit=limit,
+            by_age=by_age,
+        )
 
 
 def _followed(item: Checkpoint, critical: Iterable[LoggedEvent], settle_steps: int) -> str | None:

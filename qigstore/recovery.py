@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Literal, Protocol, get_args
 from uuid import UUID, uuid4
 
 from qigstore.checkpoints import CheckpointManager
+from qigstore.checkpoints.holds import in_use
 from qigstore.errors import (
     CheckpointCorrupt,
     CheckpointError,
@@ -99,7 +101,7 @@ def decide(
     its newest healthy checkpoint.
 
     Raises:
-        ConfigurationError: an unknown policy.
+        ConfigurationError: an unknown policy, or `recent` is below 1.
 
     >>> decide([], policy="best")
     ()
@@ -107,6 +109,8 @@ def decide(
     if policy not in get_args(Policy):
         names = ", ".join(get_args(Policy))
         raise ConfigurationError(f"policy {policy!r} is unknown; expected one of {names}")
+    if recent < 1:
+        raise ConfigurationError(f"recent={recent}; expected a whole number ≥ 1")
     healthy = [item for item in candidates if item.healthy]
     newest = sorted(healthy, key=_age)
     if policy == "newest":
@@ -220,8 +224,10 @@ def recover(
     *,
     attempt: AttemptInfo | None = None,
     policy: Policy = "best",
+    recent: int = RECENT,
     has_default: bool = False,
     dry_run: bool = False,
+    load: bool = True,
     skip_margin: int = SKIP_MARGIN,
     poison_limit: int = POISON_LIMIT,
 ) -> tuple[Any, Decision]:
@@ -231,14 +237,15 @@ def recover(
         manager: the session's checkpoints; its settle time and Φ floor apply.
         repository: attempts, events and progress; None: decide from the folders alone.
         attempt: the attempt that this opens; its lineage is stored.
-        policy: see `decide`.
+        policy, recent: see `decide`.
         has_default: the caller can start afresh; then nothing fit is no error.
         dry_run: say what would happen; verify, but load, move and store nothing.
+        load: False: put aside what is corrupt, but only verify what is chosen, and return no state.
         skip_margin: steps left out after a critical event, see `steps_to_skip`.
         poison_limit: fruitless resumes after which a checkpoint is passed over.
 
     Returns:
-        The state and the decision; the state is None on a dry run and where nothing was chosen.
+        The state and the decision; the state is None where nothing was chosen or loaded.
 
     Raises:
         NoHealthyCheckpoint: nothing fit and no default; the decision rides on it.
@@ -247,7 +254,8 @@ def recover(
     if not dry_run:
         manager.reconcile()
     known = _known(manager, repository, attempt)
-    choice = _choose(manager, known, policy=policy, poison_limit=poison_limit, dry_run=dry_run)
+    how = _How(policy, recent, poison_limit, dry=dry_run, loads=load and not dry_run)
+    choice = _choose(manager, known, how)
     chosen = choice.chosen
     decision = Decision(
         id=uuid4(),
@@ -269,6 +277,15 @@ def recover(
 
 
 @dataclass(frozen=True, slots=True)
+class _How:
+    policy: Policy
+    recent: int
+    poison_limit: int
+    dry: bool
+    loads: bool
+
+
+@dataclass(frozen=True, slots=True)
 class _Choice:
     chosen: Checkpoint | None
     state: Any
@@ -276,23 +293,20 @@ class _Choice:
     reason: str = ""
 
 
-def _choose(
-    manager: CheckpointManager, known: _Known, *, policy: Policy, poison_limit: int, dry_run: bool
-) -> _Choice:
+def _choose(manager: CheckpointManager, known: _Known, how: _How) -> _Choice:
     """Look at a few candidates first, at more only where none of them is sound."""
-    # The few are the best by Φ, so that another order must see them all.
-    limits = (_FEW, _MANY) if policy == "best" else (_MANY,)
-    for limit in limits:
-        found = sorted(manager.candidates(limit=limit), key=_age)
+    for limit in (max(_FEW, how.recent), _MANY):
+        found = sorted(manager.candidates(limit=limit, by_age=how.policy != "best"), key=_age)
         judged = {
-            item.checkpoint.id: _unless_poisoned(manager, item, known, poison_limit)
+            item.checkpoint.id: _unless_poisoned(manager, item, known, how.poison_limit)
             for item in found
         }
-        order = decide([judged[item.checkpoint.id] for item in found], policy=policy)
-        chosen, state, refused = _first_sound(manager, order, dry_run=dry_run)
+        fit = [judged[item.checkpoint.id] for item in found]
+        order = decide(fit, policy=how.policy, recent=how.recent)
+        chosen, state, refused = _first_sound(manager, order, how)
         judged |= refused
         if chosen is not None:
-            why = _why(policy, chosen, order, refused)
+            why = _why(how, chosen, order, refused)
             judged[chosen.id] = replace(judged[chosen.id], reason=why)
             return _Choice(chosen, state, tuple(judged.values()), why)
         if sum(item.healthy for item in found) < limit:
@@ -343,7 +357,7 @@ def _known(
 
 
 def _first_sound(
-    manager: CheckpointManager, order: Sequence[Candidate], *, dry_run: bool
+    manager: CheckpointManager, order: Sequence[Candidate], how: _How
 ) -> tuple[Checkpoint | None, Any, dict[UUID, Candidate]]:
     """The first one that loads, its state, and those before it that did not."""
     refused: dict[UUID, Candidate] = {}
@@ -355,14 +369,16 @@ def _first_sound(
         key = item.checkpoint.id
         path = manager.store.locate(manager.session_name, key)
         try:
-            if dry_run:
+            with in_use(path):
+                if how.loads:
+                    return item.checkpoint, manager.store.load(path), refused
                 manager.store.verify(path)
                 return item.checkpoint, None, refused
-            return item.checkpoint, manager.store.load(path), refused
         except CheckpointCorrupt as error:
-            refuse(item, f"corrupt, {'to be ' if dry_run else ''}put aside: {error}")
-            if not dry_run:
-                manager.quarantine(key, str(error))
+            refuse(item, f"corrupt, {'to be ' if how.dry else ''}put aside: {error.brief}")
+            if not how.dry:
+                with suppress(NotFound):  # another process was faster
+                    manager.quarantine(key, str(error))
         except NotFound:
             refuse(item, f"its folder is not below {manager.store.root}")
         except (CheckpointError, OSError) as error:
@@ -394,13 +410,13 @@ def _store(
 
 
 def _why(
-    policy: str, chosen: Checkpoint, order: Sequence[Candidate], refused: Mapping[UUID, Candidate]
+    how: _How, chosen: Checkpoint, order: Sequence[Candidate], refused: Mapping[UUID, Candidate]
 ) -> str:
     words = {
         "best": "highest Φ",
         "newest": "newest",
-        "best_recent": f"highest Φ among the {RECENT} newest",
-    }[policy]
+        "best_recent": f"highest Φ among the {how.recent} newest",
+    }[how.policy]
     if chosen.phi is None:
         words = "newest (Φ is not measured)"
     phi = "" if chosen.phi is None else f" (Φ {chosen.phi:.4f})"

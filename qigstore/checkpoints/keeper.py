@@ -20,9 +20,11 @@ from mmap import mmap
 from typing import TYPE_CHECKING, Any, Protocol
 from uuid import UUID, uuid4
 
+from qigstore.checkpoints.holds import in_use
 from qigstore.checkpoints.info import SaveInfo
+from qigstore.checkpoints.pruning import prune
 from qigstore.checkpoints.ranking import finite, judge
-from qigstore.checkpoints.retention import Retention, roles
+from qigstore.checkpoints.retention import Retention
 from qigstore.checkpoints.store import CheckpointStore
 from qigstore.checkpoints.tree import Part
 from qigstore.errors import CheckpointCorrupt, CheckpointError, NotFound, StoreError
@@ -58,8 +60,9 @@ class CheckpointRows(Protocol):
         settle_steps: int,
         phi_floor: float | None = None,
         limit: int = ...,
+        by_age: bool = ...,
     ) -> list[Candidate]:
-        """Every committed checkpoint, with whether it is fit to recover from, and why."""
+        """Committed checkpoints, with whether each is fit to recover from, and why."""
 
 
 class CheckpointKeeper:
@@ -371,9 +374,9 @@ class CheckpointKeeper:
             self._ship()
         return [item for item in found if rows.add(item)]
 
-    def candidates(self, *, limit: int = 10_000) -> list[Candidate]:
+    def candidates(self, *, limit: int = 10_000, by_age: bool = False) -> list[Candidate]:
         """The checkpoints of the session and whether each is fit to recover from, at most `limit`
-        of either kind, the highest Φ first.
+        of either kind, the highest Φ first (`by_age`: the newest).
 
         Raises:
             StoreError: the database is away.
@@ -387,6 +390,7 @@ class CheckpointKeeper:
             settle_steps=self.retention.settle_steps,
             phi_floor=self.phi_floor,
             limit=limit,
+            by_age=by_age,
         )
 
     def known(self) -> dict[UUID, Checkpoint]:
@@ -412,26 +416,23 @@ class CheckpointKeeper:
             if self._last is None:
                 self._last = checkpoint_id
 
+    def protected(self) -> set[UUID]:
+        """What `protect` named."""
+        with self._state:
+            return set(self._protected)
+
     def prune(self) -> list[UUID]:
         """Remove what has no role (see `retention`); nothing while the database is away.
 
         Raises:
             CheckpointError, OSError: one could not be removed.
         """
-        known = self.known()
-        if len(known) <= self.retention.keep_newest:
+        if len(self.known()) <= self.retention.keep_newest:
             return []
         try:
-            healthy = {item.checkpoint.id for item in self.candidates() if item.healthy}
+            return prune(self)[0]
         except StoreError:
             return []  # who is healthy is not known now: everything stays
-        with self._state:
-            protected = set(self._protected)
-        found = roles(known.values(), self.retention, healthy=healthy, protected=protected)
-        gone = [key for key, names in found.items() if not names]
-        for key in gone:
-            self.remove(key, "retention: no role")
-        return gone
 
     def remove(self, checkpoint_id: UUID, reason: str) -> bool:
         """Remove one, folder first, then row; False where it is not there (any more).
@@ -475,13 +476,15 @@ class CheckpointKeeper:
         part: Part = (),
         into: Any = None,
     ) -> Any:
-        """The state of a checkpoint of this session, or a part of it, every digest verified.
+        """The state of a checkpoint of this session, or a part of it, every digest verified; nobody
+        removes it meanwhile.
 
         Raises:
             NotFound, CheckpointCorrupt, CheckpointFormatError: see `CheckpointStore.load`.
         """
         path = self.store.locate(self.session_name, checkpoint_id)
-        return self.store.load(path, verify=verify, part=part, into=into)
+        with in_use(path):
+            return self.store.load(path, verify=verify, part=part, into=into)
 
     def progress(self) -> dict[str, Any]:
         """Saved, failed and removed so far, what is under way, and what went wrong last."""

@@ -12,6 +12,7 @@ from uuid import UUID
 
 import numpy as np
 
+from qigstore.checkpoints.holds import Pins, removing
 from qigstore.checkpoints.keeper import CheckpointKeeper
 from qigstore.checkpoints.ranking import best_first, finite, newest_first
 from qigstore.errors import CheckpointCorrupt, CheckpointError, NoHealthyCheckpoint, NotFound
@@ -27,6 +28,11 @@ class CheckpointManager(CheckpointKeeper):
     def keep_top_k(self) -> int:
         """How many of the highest Φ are kept."""
         return self.retention.keep_best
+
+    @property
+    def pins(self) -> Pins:
+        """What stays whatever retention says."""
+        return Pins(self.store, self.session_name)
 
     def save_checkpoint(  # noqa: PLR0917 - the order that its users know
         self,
@@ -100,10 +106,19 @@ class CheckpointManager(CheckpointKeeper):
         """Remove a checkpoint; False where there is none of that id.
 
         Raises:
-            CheckpointError: it is not provably ours.
+            CheckpointError: it is pinned, in use, or not provably ours.
         """
         path = self.store.locate(self.session_name, checkpoint_id)
-        return self.remove(UUID(path.name), "deleted by name")
+        key = UUID(path.name)
+        if key in self.pins.all():
+            raise CheckpointError(
+                f"checkpoint {key} is pinned, so it is not deleted. Unpin it first "
+                f"(`qigstore checkpoints unpin {key}`)."
+            )
+        with removing(path) as free:
+            if not free and path.exists():
+                raise CheckpointError(f"checkpoint {key} is being read now; try again later")
+            return self.remove(key, "deleted by name")
 
     def get_stats(self) -> dict[str, Any]:
         """Counts, Φ of what is there, and what went wrong last."""

@@ -13,7 +13,16 @@ from typing import Annotated, Any
 
 import typer
 
-__all__ = ["Json", "as_json", "fields_of", "print_json", "print_pairs", "print_table", "shown"]
+__all__ = [
+    "Json",
+    "as_json",
+    "cut",
+    "fields_of",
+    "print_json",
+    "print_pairs",
+    "print_table",
+    "shown",
+]
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
@@ -71,6 +80,12 @@ def shown(value: Any) -> str:
         return json.dumps(as_json(value), ensure_ascii=False)
     # A control character from the database must not reach the terminal.
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(value))
+
+
+def cut(value: Any, characters: int = 100) -> str:
+    """The value as in a cell, cut where it is longer: documents have the whole of it."""
+    text = shown(value)
+    return text if len(text) <= characters else f"{text[: characters - 1]}…"
 
 
 def print_table(

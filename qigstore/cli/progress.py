@@ -13,20 +13,20 @@ _TERMINAL_S, _FILE_S = 0.2, 10.0
 
 
 class Progress:
-    """Counts rows on stderr; silent for work that is done at once.
+    """Counts rows (or what `unit` says) on stderr; silent for work that is done at once.
 
     >>> with Progress("export") as progress:
     ...     progress(1, 2)
     """
 
-    def __init__(self, what: str) -> None:
-        self._what = what
+    def __init__(self, what: str, unit: str = "rows") -> None:
+        self._what, self._unit = what, unit
         self._moves = sys.stderr.isatty()
         self._due = monotonic() + (_TERMINAL_S if self._moves else _FILE_S)
         self._shown = False
 
     def __call__(self, done: int, total: int | None = None) -> None:
-        """Say how many rows are done (of how many), if it is time to."""
+        """Say how many are done (of how many), if it is time to."""
         if monotonic() < self._due:
             return
         self._due = monotonic() + (_TERMINAL_S if self._moves else _FILE_S)
@@ -35,7 +35,7 @@ class Progress:
         if total:
             of = f" of {total:,} ({min(done / total, 1.0):.0%})"
         start, end = ("\r\x1b[K", "") if self._moves else ("", "\n")
-        sys.stderr.write(f"{start}{self._what}: {done:,}{of} rows{end}")
+        sys.stderr.write(f"{start}{self._what}: {done:,}{of} {self._unit}{end}")
         sys.stderr.flush()
 
     def __enter__(self) -> Self:

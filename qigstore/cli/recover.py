@@ -7,9 +7,9 @@ from typing import Annotated, Literal
 
 import typer
 
-from qigstore.cli.context import SessionName, opened_store
+from qigstore.cli.context import SessionName
 from qigstore.cli.output import Json, print_json
-from qigstore.errors import ConfigurationError
+from qigstore.cli.places import opened_place
 
 __all__ = ["recover"]
 
@@ -23,40 +23,32 @@ def recover(
         Literal["best", "newest", "best_recent"],
         typer.Option(help="Which healthy checkpoint to take."),
     ] = "best",
+    recent: Annotated[
+        int, typer.Option(min=1, help="Among how many of the newest best_recent chooses.")
+    ] = 5,
     as_json: Json = False,
 ) -> None:
-    """Show which checkpoint a session would come back from, from which candidates, and why.
+    """Choose the checkpoint that a session comes back from; show every candidate, and why.
 
-    The recovery itself happens in the training process, by `run.recover()`: only it can load the
-    state. Status 6 where no checkpoint is fit to load.
+    Without --dry-run what is corrupt is put aside, folders without a row get one, and the choice is
+    noted as verified: the next run starts from it without a detour. The state itself is loaded by
+    the training process, by `run.recover()`; that opens the next attempt and stores the decision.
+    Without the database the folders and the event log decide. Status 6 where nothing is fit.
     """
-    from qigstore.checkpoints import CheckpointManager, CheckpointStore, Retention
     from qigstore.recovery import explain
     from qigstore.recovery import recover as choose
-    from qigstore.settings import load_settings
 
-    if not dry_run:
-        raise ConfigurationError(
-            "recovery happens in the training process, by run.recover(): start your training "
-            f"again. To see what it would choose: qigstore recover {session} --dry-run"
-        )
-    settings = load_settings()
-    with opened_store(settings) as store:
-        found = store.sessions.get(session)
-        manager = CheckpointManager(
-            CheckpointStore(settings.checkpoint_root),
-            store.checkpoints,
-            session_id=found.id,
-            session_name=found.name,
-            attempt=found.attempts,
-            retention=Retention(settle_steps=settings.settle_steps),
-            phi_floor=settings.phi_floor,
-        )
+    with opened_place() as place:
+        manager = place.manager(session)
         try:
-            _, decision = choose(manager, store, policy=policy, has_default=False, dry_run=True)
+            _, decision = choose(
+                manager, place.store, policy=policy, recent=recent, dry_run=dry_run, load=False
+            )
         finally:
             manager.close()
     if as_json:
         print_json(decision)
-    else:
-        sys.stdout.write(explain(decision))
+        return
+    sys.stdout.write(explain(decision))
+    if not dry_run:
+        sys.stdout.write("  start your training again: run.recover() takes it from here\n")

@@ -320,6 +320,26 @@ class Database:
                 raise
 
     @contextmanager
+    def reading(self) -> Iterator[psycopg.Connection[Any]]:
+        """psycopg's own connection for statements that read, each by itself: one round trip each.
+
+        Behind a pooler as `raw`: there the settings last as long as a transaction.
+        """
+        if self._pooler:
+            with self.raw() as within:
+                yield within
+            return
+        with self._translated(), self.engine.connect() as connection:
+            alone = connection.execution_options(isolation_level="AUTOCOMMIT")
+            driver: Any = alone.connection.driver_connection
+            try:
+                yield driver
+            except BaseException:
+                if driver.closed:
+                    alone.invalidate()
+                raise
+
+    @contextmanager
     def begin_unlimited(self) -> Iterator[sqlalchemy.Connection]:
         """As `begin`, and what is done in it takes as long as it needs (a migration)."""
         with self._translated(), self.engine.connect() as connection:

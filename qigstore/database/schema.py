@@ -277,6 +277,15 @@ checkpoint = Table(
         "id",
         postgresql_where=text("status = 'quarantined' OR (status = 'committed' AND phi IS NULL)"),
     ),
+    # The order of age, for policies that ask for the newest, and where nothing measures Φ.
+    Index(
+        "ix_checkpoint_newest",
+        "session_id",
+        text("attempt DESC"),
+        text("step DESC"),
+        "id",
+        postgresql_where=text("status <> 'deleted'"),
+    ),
     Index(None, "session_id", "step"),
 )
 

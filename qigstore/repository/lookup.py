@@ -36,11 +36,18 @@ def find(connection: Connection, table: Table, kind: str, given: UUID | str) -> 
     if len(rows) == 1:
         return rows[0]
     if not rows:
-        raise NotFound(kind, given)
+        raise NotFound(kind, given, near=_neighbours(connection, table, least))
     matches = [str(row.id) for row in rows[:_MATCHES_NAMED]]
     more = " and more" if len(rows) > _MATCHES_NAMED else ""
     hint = f"{len(matches)} ids{more} begin so; give more digits"
     raise NotFound(kind, given, near=matches, hint=hint)
+
+
+def _neighbours(connection: Connection, table: Table, wanted: UUID) -> list[str]:
+    """The ids just below and above: those that share the most digits are among them."""
+    below = select(table.c.id).where(table.c.id < wanted).order_by(table.c.id.desc()).limit(1)
+    above = select(table.c.id).where(table.c.id > wanted).order_by(table.c.id).limit(1)
+    return [str(row.id) for query in (below, above) for row in connection.execute(query)]
 
 
 def must_exist(connection: Connection, session_id: int) -> None:

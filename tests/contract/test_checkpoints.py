@@ -13,12 +13,13 @@ from uuid import UUID, uuid4
 
 import psycopg
 import pytest
-from sqlalchemy import event as listen
+from psycopg import sql
 from sqlalchemy.exc import IntegrityError
 
 from qigstore.errors import InvalidInput, NotFound
 from qigstore.records import Candidate, Checkpoint, Event
 from qigstore.repository import Store
+from qigstore.repository.candidates import statement
 
 pytest_plugins = ["ways"]
 
@@ -140,6 +141,27 @@ def test_listing_is_by_step_and_status_changes_are_kept(any_store: Store, sessio
             change()
     with pytest.raises(InvalidInput):
         checkpoints.set_status(first.id, "gone")  # type: ignore[arg-type]
+
+
+def test_put_makes_the_row_say_what_the_folder_says(any_store: Store, session_id: int) -> None:
+    checkpoints, checkpoint = any_store.checkpoints, made(session_id, 5, verified_at=NOW)
+    checkpoints.put(checkpoint)
+    checkpoints.set_status(checkpoint.id, "deleted", "by mistake")
+    moved = replace(checkpoint, path=Path("/elsewhere/5"), phi=None, verified_at=None)
+    checkpoints.put(moved)
+    assert checkpoints.get(checkpoint.id) == replace(moved, verified_at=NOW)
+    other = any_store.sessions.open("another", {}).id
+    with pytest.raises(InvalidInput, match="no other session"):
+        checkpoints.put(replace(moved, session_id=other))
+    assert checkpoints.get(checkpoint.id).session_id == session_id
+
+
+def test_an_unknown_id_names_the_nearest(any_store: Store, session_id: int) -> None:
+    ids = [UUID(int=n << 96) for n in (0x10000000, 0x20000000, 0x20001000, 0x30000000)]
+    keep(any_store, *(made(session_id, n, id=key) for n, key in enumerate(ids)))
+    with pytest.raises(NotFound) as refused:
+        any_store.checkpoints.get("20000fff")
+    assert refused.value.near == (str(ids[1]), str(ids[2]))
 
 
 def reasons(candidates: list[Candidate]) -> dict[int, tuple[bool, str]]:
@@ -336,32 +358,61 @@ def test_choosing_among_many_reads_the_first_entries_of_an_index(any_store: Stor
             (session_id,),
         )
         connection.execute("ANALYZE qigstore.checkpoint, qigstore.event")
-    sent: list[tuple[str, Any]] = []
-    listen.listen(
-        any_store.database.engine,
-        "before_cursor_execute",
-        lambda _connection, _cursor, statement, values, *_: sent.append((statement, values)),
-    )
     found = any_store.checkpoints.candidates(session_id, settle_steps=50)
     assert [c.healthy for c in found].count(True) == 20
-    queries = [one for one in sent if "qigstore.checkpoint" in one[0]]
-    assert queries
-    assert all("SELECT" in statement for statement, _ in queries)
-    read, used = explained(any_store, queries)
-    assert read < 500
-    assert {"ix_checkpoint_ranking", "ix_checkpoint_unranked", "ix_event_critical"} <= used
+    newest = any_store.checkpoints.candidates(session_id, settle_steps=50, by_age=True)
+    assert newest[0].checkpoint.step == 20000 - 20000 % 50 - 1
+    for by_age, index in ((False, "ix_checkpoint_ranking"), (True, "ix_checkpoint_newest")):
+        asked = {"session": session_id, "settle": 50, "floor": None, "by_age": by_age}
+        read, used = explained(any_store, asked)
+        assert read < 500
+        assert {index, "ix_event_critical"} <= used
 
 
-def explained(store: Store, queries: list[tuple[str, Any]]) -> tuple[int, set[str]]:
-    """Rows that the queries read from tables and indexes, and the indexes they use."""
+def test_equal_phi_however_often_does_not_widen_what_is_read(store: Store) -> None:
+    session_id = store.sessions.open("equal", {}).id
+    with store.database.raw() as connection:
+        connection.execute(
+            "INSERT INTO qigstore.checkpoint (id, session_id, attempt, step, phi, weights_finite, "
+            "path, bytes, digest) SELECT gen_random_uuid(), %s, 1, g, 0.5, true, '/p', 1, 'x' "
+            "FROM generate_series(1, 20000) g",
+            (session_id,),
+        )
+        connection.execute("ANALYZE qigstore.checkpoint, qigstore.event")
+    for floor in (None, 0.25):
+        asked = {"session": session_id, "settle": 50, "floor": floor, "by_age": False}
+        assert explained(store, asked)[0] < 500
+
+
+def explained(store: Store, asked: dict[str, Any]) -> tuple[int, set[str]]:
+    """Rows that the statement reads from tables and indexes, and the indexes it uses."""
     read, used = 0.0, set()
     with store.database.raw() as connection, psycopg.ClientCursor(connection) as cursor:
-        for statement, values in queries:
-            row = cursor.execute(f"EXPLAIN (ANALYZE, FORMAT JSON) {statement}", values).fetchone()
-            assert row is not None
-            for node in plan_nodes(row[0][0]["Plan"]):
-                if "Scan" in node["Node Type"]:
-                    dropped = node.get("Rows Removed by Filter", 0)
-                    read += (node["Actual Rows"] + dropped) * node["Actual Loops"]
-                    used.add(node.get("Index Name"))
+        explain = sql.SQL("EXPLAIN (ANALYZE, FORMAT JSON) ") + statement(20)
+        row = cursor.execute(explain, asked).fetchone()
+        assert row is not None
+        for node in plan_nodes(row[0][0]["Plan"]):
+            if "Scan" in node["Node Type"]:
+                dropped = node.get("Rows Removed by Filter", 0)
+                read += (node["Actual Rows"] + dropped) * node["Actual Loops"]
+                used.add(node.get("Index Name"))
     return int(read), used
+
+
+def test_by_age_the_newest_come_first_and_older_refused_ones_are_left_out(
+    any_store: Store, session_id: int
+) -> None:
+    keep(
+        any_store,
+        *(made(session_id, step, step / 100, attempt=1) for step in range(10, 15)),
+        *(made(session_id, step, 0.1, attempt=2) for step in range(5)),
+        made(session_id, 3, None, attempt=2, kind="emergency"),
+        made(session_id, 1, 0.9, attempt=2, weights_finite=False),
+    )
+    found = any_store.checkpoints.candidates(session_id, settle_steps=9, limit=3, by_age=True)
+    seen = [(c.checkpoint.attempt, c.checkpoint.step, c.healthy) for c in found]
+    assert seen == [(2, 4, True), (2, 3, True), (2, 2, True), (2, 3, False)]
+    all_of_them = any_store.checkpoints.candidates(session_id, settle_steps=9, by_age=True)
+    ages = [(c.checkpoint.attempt, c.checkpoint.step) for c in all_of_them if c.healthy]
+    assert ages == sorted(ages, reverse=True)
+    assert len(all_of_them) == 12

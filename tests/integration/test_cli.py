@@ -103,11 +103,13 @@ def test_recover_dry_run_explains_and_changes_nothing(world: dict[str, str]) -> 
     assert data(world, "sql", "-c", "select * from recovery_history") == before
 
 
-def test_recover_without_dry_run_says_where_recovery_happens(world: dict[str, str]) -> None:
+def test_recover_without_dry_run_opens_no_attempt(world: dict[str, str]) -> None:
+    before = data(world, "sessions", "show", NAME)["attempts"]
     done = run(world, "recover", NAME)
-    assert done.returncode == 2
-    assert "run.recover()" in done.stderr
-    assert "--dry-run" in done.stderr
+    assert done.returncode == 0, done.stderr
+    assert "run.recover()" in done.stdout
+    assert data(world, "sessions", "show", NAME)["attempts"] == before
+    assert data(world, "sql", "-c", "select * from recovery_history")[0]["rows"] != []
 
 
 def test_events_are_listed_of_one_session_and_of_all(world: dict[str, str]) -> None:

@@ -144,6 +144,32 @@ def test_a_block_commits_or_leaves_nothing(empty_dsn: str) -> None:
     database.dispose()
 
 
+def _make_and_fail(execute: Callable[[str], object]) -> None:
+    execute("CREATE TABLE gone ()")
+    raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("threshold", [5, None])
+def test_what_only_reads_needs_no_transaction_and_leaves_none(
+    empty_dsn: str, threshold: int | None
+) -> None:
+    database = Database(empty_dsn, pool_size=1, prepare_threshold=threshold)
+    open_now = "SELECT now() < statement_timestamp() FROM pg_sleep(0.01)"
+    for _ in range(2):
+        with database.reading() as driver:
+            driver.execute("SELECT 1")
+            row = driver.execute(open_now).fetchone()
+            # Behind a pooler the settings live in a transaction, so there is one.
+            assert row == (threshold is None,)
+            limit = driver.execute("SHOW statement_timeout").fetchone()
+        assert limit == ("1min",)
+        with pytest.raises(ZeroDivisionError), database.begin() as connection:
+            _make_and_fail(connection.exec_driver_sql)
+        with database.reading() as driver:
+            assert driver.execute("SELECT to_regclass('gone')").fetchone() == (None,)
+    database.dispose()
+
+
 def _unavailable(dsn: str) -> StoreUnavailable:
     database = Database(dsn, connect_timeout_s=2)
     with pytest.raises(StoreUnavailable) as caught, database.begin():
@@ -177,7 +203,7 @@ def test_a_statement_that_takes_too_long_ends_as_unavailable(empty_dsn: str) -> 
     database.dispose()
 
 
-@pytest.mark.parametrize("way", ["begin", "raw"])
+@pytest.mark.parametrize("way", ["begin", "raw", "reading"])
 def test_a_lost_connection_is_told_and_the_next_block_has_a_new_one(
     empty_dsn: str, way: str
 ) -> None:
@@ -187,7 +213,7 @@ def test_a_lost_connection_is_told_and_the_next_block_has_a_new_one(
             with pytest.raises(StoreUnavailable), database.begin() as connection:
                 _terminate(admin, connection.exec_driver_sql)
         else:
-            with pytest.raises(StoreUnavailable), database.raw() as driver:
+            with pytest.raises(StoreUnavailable), getattr(database, way)() as driver:
                 _terminate(admin, driver.execute)
         database.ping()
         with database.raw() as driver:  # lost while it waits in the pool

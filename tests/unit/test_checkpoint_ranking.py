@@ -114,10 +114,11 @@ def test_pruning_after_every_save_always_leaves_one_that_no_episode_condemns(
     phis=st.lists(st.none() | st.floats(), min_size=1, max_size=30),
     newest=st.integers(1, 4),
     best=st.integers(1, 4),
+    emergency=st.integers(1, 3),
     data=st.data(),
 )
-def test_no_choice_removes_newest_best_healthy_emergency_or_protected(
-    phis: list[float | None], newest: int, best: int, data: st.DataObject
+def test_no_choice_removes_newest_best_healthy_newest_emergency_or_held(
+    phis: list[float | None], newest: int, best: int, emergency: int, data: st.DataObject
 ) -> None:
     items = [
         checkpoint(i, phi, kind=data.draw(st.sampled_from(["regular"] * 4 + ["emergency"])))
@@ -125,17 +126,50 @@ def test_no_choice_removes_newest_best_healthy_emergency_or_protected(
     ]
     healthy = {item.id for item in items if data.draw(st.booleans())}
     protected = {item.id for item in items if data.draw(st.integers(0, 9)) == 0}
-    rule = Retention(keep_newest=newest, keep_best=best)
-    kept = {k for k, v in roles(items, rule, healthy=healthy, protected=protected).items() if v}
+    rule = Retention(keep_newest=newest, keep_best=best, keep_emergency=emergency)
+    held = {"pinned": protected}
+    kept = {k for k, v in roles(items, rule, healthy=healthy, held=held).items() if v}
     fit = [item for item in items if item.id in healthy]
     assert {item.id for item in newest_first(items)[:newest]} <= kept
     assert {item.id for item in best_first(fit)[:best]} <= kept
     assert {item.id for item in newest_first(fit)[:1]} <= kept
     assert protected <= kept
-    assert {item.id for item in items if item.kind == "emergency"} <= kept
+    stops = [item for item in newest_first(items) if item.kind == "emergency"]
+    assert {item.id for item in stops[:emergency]} <= kept
 
 
-@pytest.mark.parametrize("name", ["keep_newest", "keep_best"])
+def test_emergency_checkpoints_are_bounded() -> None:
+    items = [checkpoint(step, None, kind="emergency") for step in range(50)]
+    kept = roles(items, Retention(keep_newest=1, keep_emergency=4), healthy=())
+    assert [key.int for key, names in kept.items() if names] == [49, 48, 47, 46]
+
+
+@given(steps=st.lists(st.integers(0, 400), min_size=1, max_size=40, unique=True))
+def test_one_of_every_n_steps_stays_and_a_later_save_never_changes_which(steps: list[int]) -> None:
+    rule = Retention(keep_newest=1, keep_best=1, keep_every=100, settle_steps=0)
+    kept: list[Checkpoint] = []
+    for step in sorted(steps):
+        kept.append(checkpoint(step, 0.5))
+        found = roles(kept, rule, healthy={item.id for item in kept})
+        kept = [item for item in kept if found[item.id]]
+    firsts = {min(s for s in steps if s // 100 == place) for place in {s // 100 for s in steps}}
+    every = roles(kept, rule, healthy=())
+    assert {item.step for item in kept if "every" in every[item.id]} == firsts
+
+
+def test_neither_an_emergency_nor_nan_weights_stand_for_every_n_steps() -> None:
+    items = [
+        checkpoint(100, None, kind="emergency"),
+        checkpoint(110, None, weights_finite=False),
+        checkpoint(120, None),
+        checkpoint(130, None, attempt=2),
+        checkpoint(240, None, attempt=2),
+    ]
+    found = roles(items, Retention(keep_every=100), healthy=())
+    assert {key.int for key, names in found.items() if "every" in names} == {120, 240}
+
+
+@pytest.mark.parametrize("name", ["keep_newest", "keep_best", "keep_emergency", "keep_every"])
 def test_keeping_none_is_refused(name: str) -> None:
     with pytest.raises(ConfigurationError, match=name):
         Retention(**{name: 0})

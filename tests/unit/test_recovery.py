@@ -11,9 +11,8 @@ from uuid import UUID, uuid4
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from qigstore.checkpoints import CheckpointManager, CheckpointStore, Retention
 from qigstore.checkpoints.disk import Disk
@@ -341,108 +340,3 @@ def test_the_explanation_names_all_and_why(manager: CheckpointManager) -> None:
     assert "healthy" in lines[5]
     assert len({line.index("0.") for line in lines[2:]}) == 1  # the columns are aligned
     assert "\x1b" not in explain(decision)
-
-
-# ---------------------------------------------------------------- any history
-
-
-class Histories(RuleBasedStateMachine):
-    """Saves, damage and recoveries in any order, against a model of what must be chosen."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        import tempfile
-
-        self.folder = tempfile.TemporaryDirectory(prefix="qs-", dir="/tmp")
-        self.model: dict[UUID, tuple[float | None, int, bool]] = {}
-        self.spoiled: set[UUID] = set()
-        self.step = self.saves = 0
-
-    @initialize()
-    def begin(self) -> None:
-        self.manager = CheckpointManager(
-            CheckpointStore(self.folder.name, disk=NoSync()),
-            None,
-            session_id=1,
-            session_name="ocean",
-            attempt=1,
-            retention=Retention(keep_newest=1000),
-        )
-
-    def teardown(self) -> None:
-        self.manager.close()
-        self.folder.cleanup()
-
-    @rule(
-        phi=st.none() | st.floats() | st.sampled_from([0.5, 0.7]),
-        finite=st.booleans(),
-        again=st.booleans(),
-    )
-    def save(self, phi: float | None, finite: bool, again: bool) -> None:
-        self.step += not again
-        self.saves += 1
-        # Ids break ties, so that a history repeats only where they do; their order is not time's.
-        key = UUID(int=self.saves * 2_654_435_761 % 2**32)
-        weight = 1.0 if finite else math.inf
-        save(self.manager, self.step, phi, weight=weight, checkpoint_id=key)
-        self.model[key] = (phi, self.step, finite)
-
-    @precondition(lambda self: self.model)
-    @rule(data=st.data())
-    def damage(self, data: st.DataObject) -> None:
-        key = data.draw(st.sampled_from(sorted(self.model)))
-        if key not in self.spoiled:
-            spoil(self.manager, key)
-            self.spoiled.add(key)
-
-    @precondition(lambda self: self.model)
-    @rule(data=st.data())
-    def delete(self, data: st.DataObject) -> None:
-        key = data.draw(st.sampled_from(sorted(self.model)))
-        assert self.manager.delete_checkpoint(key)
-        del self.model[key]
-
-    @rule(policy=st.sampled_from(["best", "newest"]))
-    def recover(self, policy: Any) -> None:
-        def ranks(phi: float | None) -> bool:
-            return phi is not None and math.isfinite(phi)
-
-        measured = any(ranks(phi) for phi, _, _ in self.model.values())
-        fit = {
-            key: (phi if ranks(phi) else None, step)
-            for key, (phi, step, finite) in self.model.items()
-            if finite and (ranks(phi) or not measured)
-        }
-        keys = {
-            "best": lambda key: (-(fit[key][0] or 0.0), -fit[key][1], key),
-            "newest": lambda key: (-fit[key][1], key),
-        }
-        order = sorted(fit, key=keys[policy])
-        sound = [key for key in order if key not in self.spoiled]
-        state, decision = recover(self.manager, policy=policy, has_default=True)
-        if not sound:
-            assert (state, decision.chosen) == (None, None)
-            gone = set(order)
-        else:
-            assert decision.chosen is not None
-            assert decision.chosen.id == sound[0]
-            assert state["step"] == self.model[sound[0]][1]
-            gone = set(order[: order.index(sound[0])])
-        assert {c.checkpoint.id for c in decision.candidates} == set(self.model)
-        for key in gone & self.spoiled:
-            del self.model[key]
-
-    @invariant()
-    def the_folder_holds_what_the_model_holds(self) -> None:
-        if hasattr(self, "manager"):
-            assert set(self.manager.known()) == set(self.model)
-
-
-TestHistories = Histories.TestCase
-TestHistories.settings = settings(max_examples=50, stateful_step_count=15, deadline=None)
-
-
-@pytest.mark.long
-@pytest.mark.timeout(3600)
-class TestManyHistories(Histories.TestCase):  # type: ignore[name-defined,misc]
-    settings = settings(max_examples=10_000, stateful_step_count=15, deadline=None)

@@ -1,0 +1,182 @@
+"""Copies of a checkpoint that leave this store, and their way into another one; verified twice.
+
+Every byte is compared with the manifest's digest while it is copied, and once more when it is read
+back from where it went. A copy appears whole or not at all, and replaces nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+from blake3 import blake3
+
+from qigstore.checkpoints.disk import Disk, write_all
+from qigstore.checkpoints.folders import Folders, open_file
+from qigstore.checkpoints.format import (
+    MANIFEST,
+    MANIFEST_BYTES_MAX,
+    PAYLOAD,
+    Manifest,
+    decode_manifest,
+    encode_manifest,
+)
+from qigstore.checkpoints.store import CheckpointStore
+from qigstore.errors import CheckpointCorrupt, CheckpointError, NotFound
+
+__all__ = ["export", "read_manifest", "restore_into"]
+
+_CHUNK = 4 << 20
+Progress = Callable[[int, int], object]
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a checkpoint's folder, wherever it lies; its own digest verified.
+
+    Raises:
+        NotFound: there is no folder.
+        CheckpointCorrupt, CheckpointFormatError: as for `CheckpointStore.load`.
+    """
+    if not folder.is_dir():
+        raise NotFound("checkpoint", folder, hint="There is no folder of that name")
+    path = folder / MANIFEST
+    with os.fdopen(_open_in(folder, path), "rb") as file:
+        return decode_manifest(path, file.read(MANIFEST_BYTES_MAX + 1))
+
+
+def export(folder: Path, target: Path, *, progress: Progress, disk: Disk | None = None) -> Manifest:
+    """Copy a checkpoint to a folder, or its arrays to one file where `target` ends so.
+
+    A folder gets both files, as they are: `restore_into` takes it. A `.safetensors` file is the
+    payload alone, which any reader of that format opens.
+
+    Raises:
+        CheckpointError: the target is there already.
+        CheckpointCorrupt: the checkpoint, or the copy when read back, is not what was saved.
+        OSError: the disk refused; nothing of the copy is left.
+    """
+    disk, manifest = disk or Disk(), read_manifest(folder)
+    if os.path.lexists(target):
+        raise CheckpointError(f"{target} is there already; name another place")
+    fresh = target.with_name(f".{target.name}.part")
+    try:
+        if target.suffix == ".safetensors":
+            _copy_payload(folder, fresh, manifest, progress, disk)
+        else:
+            disk.mkdir(fresh)
+            _copy_payload(folder, fresh / PAYLOAD, manifest, progress, disk)
+            write_all(disk, fresh / MANIFEST, encode_manifest(manifest)[0])
+            disk.fsync_folder(fresh)
+        if os.path.lexists(target):
+            raise CheckpointError(f"{target} is there already; name another place")
+        disk.rename(fresh, target)
+    except BaseException:
+        _remove(fresh, disk)
+        raise
+    disk.fsync_folder(target.parent)
+    return manifest
+
+
+def restore_into(
+    folder: Path, store: CheckpointStore, *, progress: Progress, disk: Disk | None = None
+) -> Path:
+    """Bring a checkpoint's folder into a store, made where there is none; return its place there.
+
+    It keeps id, session, attempt, step and arrays; its manifest says that it belongs to that store,
+    and in its metadata from which manifest it came.
+
+    Raises:
+        CheckpointError: that store has it already.
+        CheckpointCorrupt: it, or the copy when read back, is not what was saved.
+        OSError: the disk refused; nothing of the copy is left.
+    """
+    disk, found = disk or Disk(), read_manifest(folder)
+    folders = Folders(store.root, disk)
+    home = folders.session(found.session)
+    origin = {"store": str(found.store), "digest": found.digest}
+    manifest = replace(
+        found,
+        store=folders.store_id(),
+        metadata={**found.metadata, "restored_from": origin},
+    )
+    target, fresh = home / str(found.id), home / f".tmp-{found.id}"
+    if os.path.lexists(target) or os.path.lexists(fresh):
+        raise CheckpointError(f"{target} is there already; an id is never written twice")
+    disk.mkdir(fresh)
+    lock = disk.try_lock(fresh)
+    try:
+        _copy_payload(folder, fresh / PAYLOAD, manifest, progress, disk)
+        write_all(disk, fresh / MANIFEST, encode_manifest(manifest)[0])
+        disk.fsync_folder(fresh)
+        disk.rename(fresh, target)
+    except BaseException:
+        _remove(fresh, disk)
+        raise
+    finally:
+        if lock is not None:
+            disk.unlock(lock)
+    disk.fsync_folder(home)
+    return target
+
+
+def _copy_payload(
+    folder: Path, target: Path, manifest: Manifest, progress: Progress, disk: Disk
+) -> None:
+    """Copy the payload, fsync it, and read it back; the digest is compared on both ways."""
+    size, path = manifest.payload.bytes, folder / PAYLOAD
+    source, hasher, done = _open_in(folder, path), blake3(), 0
+    try:
+        if os.fstat(source).st_size != size:
+            found = os.fstat(source).st_size
+            raise CheckpointCorrupt(path, "size", expected=f"{size} bytes", found=found)
+        fd = disk.create(target)
+        try:
+            while chunk := os.read(source, _CHUNK):
+                hasher.update(chunk)
+                view = memoryview(chunk)
+                while view.nbytes:
+                    view = view[disk.write(fd, view) :]
+                done += len(chunk)
+                progress(done, size)
+            disk.fsync(fd)
+        finally:
+            disk.close(fd)
+    finally:
+        os.close(source)
+    _compare(path, manifest, hasher)
+    _compare(target, manifest, _digest(target))
+
+
+def _digest(path: Path) -> blake3:
+    hasher = blake3()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            hasher.update(chunk)
+    return hasher
+
+
+def _compare(path: Path, manifest: Manifest, hasher: blake3) -> None:
+    expected, found = manifest.payload.blake3, hasher.hexdigest()
+    if expected != found:
+        raise CheckpointCorrupt(path, "BLAKE3 of the file", expected=expected, found=found)
+
+
+def _open_in(folder: Path, path: Path) -> int:
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        return open_file(fd, path)
+    finally:
+        os.close(fd)
+
+
+def _remove(fresh: Path, disk: Disk) -> None:
+    """Take back what this process has just made; a disk that fails keeps it for `doctor`."""
+    with suppress(OSError):
+        for path in (fresh / PAYLOAD, fresh / MANIFEST) if fresh.is_dir() else (fresh,):
+            with suppress(FileNotFoundError):
+                disk.unlink(path)
+        if fresh.is_dir():
+            disk.rmdir(fresh)
