@@ -26,7 +26,7 @@ EXIT_CODES = MappingProxyType(
         4: "the schema is outdated: run `qigstore db upgrade`",
         5: "not found: no session, checkpoint or event of that name",
         6: "no healthy checkpoint to recover from",
-        7: "the session is not running: there is nothing to stop",
+        8: "the session is not running: there is nothing to stop",
         errors.EXIT_EMERGENCY: "a run stopped itself in an emergency; start it again to recover",
         130: "interrupted by Ctrl-C; nothing is left running",
     }
@@ -38,7 +38,7 @@ _CODES: tuple[tuple[type[BaseException], int], ...] = (
     (errors.SchemaOutdated, 4),
     (errors.NotFound, 5),
     (errors.NoHealthyCheckpoint, 6),
-    (errors.NotRunning, 7),
+    (errors.NotRunning, 8),
     (errors.ConfigurationError, 2),
     (errors.InvalidInput, 2),
 )

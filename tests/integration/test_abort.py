@@ -111,7 +111,7 @@ def test_what_is_not_running_cannot_be_stopped_and_the_answer_says_why(
     with qigstore.session("done", quiet=True) as opened:
         opened.record(0, loss=1.0)
     done = run(env, "abort", "done")
-    assert done.returncode == 7
+    assert done.returncode == 8
     assert "its newest attempt is completed" in done.stderr
     empty = store.sessions.open("empty", {})
     with pytest.raises(NotRunning, match="never started"):
@@ -184,6 +184,6 @@ def test_the_limit_of_a_reader_decides_when_a_silent_session_is_lost(
     assert [s["status"] for s in data(short, "sessions", "list")] == ["lost"]
     shown = data(short, "sessions", "show", "s")
     assert (shown["session"]["status"], shown["attempts"][0]["status"]) == ("lost", "lost")
-    assert run(short, "abort", "s").returncode == 7
+    assert run(short, "abort", "s").returncode == 8
     long = {**env, "QIGSTORE_HEARTBEAT_LIMIT_S": "3600"}
     assert [s["status"] for s in data(long, "sessions", "list")] == ["running"]
