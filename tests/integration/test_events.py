@@ -12,7 +12,7 @@ from processes import wait_until
 
 import qigstore
 from qigstore.repository import Store
-from qigstore.safety import Threshold
+from qigstore.safety import Heartbeat, Threshold
 
 pytestmark = pytest.mark.usefixtures("home")
 
@@ -87,3 +87,16 @@ def test_what_is_over_stays_as_it_was_told_first(store: Store, dsn: str) -> None
     assert not store.events.resolve(event.id, "c")
     assert not store.events.note(event.id, "d")
     assert store.events.get(event.id).detail["result"] == "a; b"
+
+
+def test_a_run_that_falls_silent_raises_an_event_while_it_is_silent(store: Store, dsn: str) -> None:
+    rules = [Heartbeat(floor_s=0.3, factor=1.0, first_s=0.3)]
+    with qigstore.session("s", dsn=dsn, quiet=True, rules=rules) as opened:
+        for step in range(5):
+            opened.record(step, loss=1.0)
+        wait_until(lambda: "heartbeat" in by_rule(store), "the silence is noticed")
+        opened.record(5, loss=1.0)
+        wait_until(lambda: by_rule(store)["heartbeat"].resolved_at is not None, "its end")
+    event = by_rule(store)["heartbeat"]
+    assert (event.step, event.severity, event.metric) == (4, "warning", "silence_s")
+    assert event.detail["result"] == "silence_s is well again at step 5"

@@ -369,3 +369,18 @@ def test_a_callback_that_wants_a_lock_of_its_caller_is_bounded() -> None:
     handler._callbacks = ()
     save_thread.join(LIMIT_S)
     assert not save_thread.is_alive()
+
+
+@pytest.mark.parametrize("checkpoint", [True, False])
+def test_a_request_from_outside_is_heeded_once_and_is_no_second_event(
+    sink: Sink, checkpoint: bool
+) -> None:
+    asked = Sink().emergency().report("stop", "asked to stop", detail={"checkpoint": checkpoint})
+    emergency = sink.emergency()
+    assert emergency.heed(asked)
+    assert not emergency.heed(asked)
+    assert emergency.request_stop("later") is asked
+    assert (emergency.stop.reason, emergency.stop.event) == ("asked to stop", asked)
+    assert emergency.stop.checkpoint is checkpoint
+    emergency.close(LIMIT_S)
+    assert sink.stored == []
