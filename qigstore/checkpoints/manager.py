@@ -7,6 +7,7 @@ returning None, and nothing is ever unpickled.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 from uuid import UUID
 
@@ -89,7 +90,8 @@ class CheckpointManager(CheckpointKeeper):
             try:
                 return self.load(item.id), _summary(item)
             except CheckpointCorrupt as error:
-                self.quarantine(item.id, str(error))
+                with suppress(NotFound):  # another process was faster
+                    self.quarantine(item.id, str(error))
                 refused.append(f"{item.id}: {error}")
             except (NotFound, CheckpointError) as error:
                 refused.append(f"{item.id}: {error}")

@@ -228,6 +228,7 @@ def prune(
     What somebody reads now stays. Needs the database: without it nobody knows who is healthy.
     """
     from qigstore.checkpoints import Retention, pruning
+    from qigstore.database.engine import address_of
 
     asked = {
         "keep_newest": keep_newest, "keep_best": keep_best,
@@ -235,9 +236,8 @@ def prune(
     }  # fmt: skip
     with opened_place() as place:
         if place.store is None:
-            raise StoreUnavailable(
-                "the settings' address", "nothing is removed while nobody knows who is healthy"
-            )
+            why = "nothing is removed while nobody knows who is healthy"
+            raise StoreUnavailable(address_of(place.settings), why)
         rule = Retention(settle_steps=place.settings.settle_steps)
         rule = replace(rule, **{name: k for name, k in asked.items() if k is not None})
         manager = place.manager(session, rule)
