@@ -48,7 +48,8 @@ __all__ = [
 ]
 
 FORMAT = "qigstore-checkpoint"
-VERSION = 1
+VERSION = 2
+"""1 had the digest of the whole payload file where now its root stands."""
 PAYLOAD = "state.safetensors"
 MANIFEST = "manifest.json"
 

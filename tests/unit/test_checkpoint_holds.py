@@ -112,10 +112,10 @@ def test_every_way_to_load_holds_the_folder_meanwhile(tmp_path: Path) -> None:
     free = []
 
     class Watched(CheckpointStore):
-        def load(self, path: Path | str, *, verify: bool = True) -> Any:
+        def load(self, path: Path | str, **options: Any) -> Any:
             with removing(Path(path)) as could:
                 free.append(could)
-            return super().load(path, verify=verify)
+            return super().load(path, **options)
 
         def verify(self, path: Path | str) -> Manifest:
             with removing(Path(path)) as could:
