@@ -236,8 +236,8 @@ def test_any_session_name_has_a_folder_of_its_own_below_the_root(
 def test_a_newer_format_is_refused_by_name_and_left_alone(
     folders: CheckpointStore, saved: Checkpoint
 ) -> None:
-    rewrite(saved.path / MANIFEST, {"format": {"name": "qigstore-checkpoint", "version": 2}})
-    with pytest.raises(CheckpointFormatError, match="format 2; this version of qigstore reads 1"):
+    rewrite(saved.path / MANIFEST, {"format": {"name": "qigstore-checkpoint", "version": 3}})
+    with pytest.raises(CheckpointFormatError, match="format 3; this version of qigstore reads 2"):
         folders.load(saved.path)
     assert not isinstance(folders.survey("ocean").damaged[0][1], CheckpointCorrupt)
 
@@ -245,7 +245,7 @@ def test_a_newer_format_is_refused_by_name_and_left_alone(
 @pytest.mark.parametrize(
     "change",
     [
-        {"format": {"name": "something-else", "version": 1}},
+        {"format": {"name": "something-else", "version": 2}},
         {"format": 3},
         {"step": -1},
         {"step": True},
