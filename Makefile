@@ -47,6 +47,9 @@ lint: $(LINT)
 bench: $(BENCH)
 	@$(BIN)/python -m benchmarks.recording
 	@$(BIN)/python -m benchmarks.geometry
+	@$(BIN)/python -m benchmarks.recovery
+	@$(BIN)/python -m benchmarks.checkpoints
+	@$(BIN)/python -m benchmarks.detectors
 
 docs: $(TEST)
 	@$(BIN)/python -m benchmarks.kernels_validity --check

@@ -178,3 +178,36 @@ def test_the_format_s_own_torch_loader_reads_the_payload(tmp_path: Path) -> None
 def test_tensors_without_plain_values_are_refused_with_their_place(make: Any, why: str) -> None:
     with pytest.raises(CheckpointError, match=rf"state\['t'\]: .*{why}"):
         CheckpointStore(Path("nowhere")).stage({"t": make()})
+
+
+def test_a_training_on_cuda_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("torch finds no CUDA device")
+    from qigstore.checkpoints import random_states, set_random_states
+
+    def step(model: Any, optimizer: Any) -> float:
+        optimizer.zero_grad()
+        loss = model(torch.randn(8, 4, device="cuda")).square().mean()
+        loss.backward()
+        optimizer.step()
+        return float(loss.detach())
+
+    def fresh() -> tuple[Any, Any]:
+        model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Dropout(0.5)).cuda()
+        return model, torch.optim.Adam(model.parameters())
+
+    model, optimizer = fresh()
+    for _ in range(3):
+        step(model, optimizer)
+    state = {
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "random": random_states(),
+    }
+    found = through_disk(tmp_path, state)
+    wanted = [step(model, optimizer) for _ in range(5)]
+    other, again = fresh()
+    other.load_state_dict(found["model"])
+    again.load_state_dict(found["optimizer"])
+    set_random_states(found["random"])
+    assert [step(other, again) for _ in range(5)] == wanted

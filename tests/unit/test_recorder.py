@@ -103,13 +103,19 @@ def test_every_real_scalar_is_recorded(
     assert rows_of(spool) == [{**told, "loss": 1.0, "step": s, "regime": -1} for s in range(2)]
 
 
-def test_torch_scalars_of_every_kind_are_recorded(spool: Spool, recorder: Recorder[Any]) -> None:
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_torch_scalars_of_every_kind_are_recorded(
+    spool: Spool, recorder: Recorder[Any], device: str
+) -> None:
     torch = pytest.importorskip("torch")
-    weight = torch.tensor(1.0, requires_grad=True)
-    for value in (weight, weight * 1, torch.tensor(1.0, dtype=torch.bfloat16), torch.tensor(1)):
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("torch finds no CUDA device")
+    weight = torch.tensor(1.0, requires_grad=True, device=device)
+    half = torch.tensor(1.0, dtype=torch.bfloat16, device=device)
+    for value in (weight, weight * 1, half, torch.tensor(1, device=device)):
         recorder.record(0, {"loss": value})
     with pytest.raises(InvalidInput, match="loss"):
-        recorder.record(0, {"loss": torch.tensor([1.0])})
+        recorder.record(0, {"loss": torch.tensor([1.0], device=device)})
     assert [row["loss"] for row in rows_of(spool)] == [1.0] * 4
 
 
