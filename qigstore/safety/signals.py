@@ -137,6 +137,7 @@ class SignalWatch:
         self._thread: threading.Thread | None = None
         self._calls: SimpleQueue[int | None] = SimpleQueue()
         self._call_thread: threading.Thread | None = None
+        self._once = threading.Lock()  # never taken by the handler
 
     def install(self) -> bool:
         """Begin to watch; False, with one warning, where Python allows no handler.
@@ -194,8 +195,8 @@ class SignalWatch:
             return
         self.installed = False
         _installed.discard(self)
-        self._calls.put(None)
         if threading.current_thread() is not threading.main_thread():
+            self._calls.put(None)
             _log.warning("closed off the main thread: signals are passed on from now on")
             return
         for signum, earlier in self._previous.items():
@@ -205,6 +206,7 @@ class SignalWatch:
         assert self._thread is not None
         os.write(self._write_fd, bytes([_STOP]))
         self._thread.join()
+        self._calls.put(None)
         self._close_pipe()
 
     def re_raise(self) -> None:
@@ -214,6 +216,8 @@ class SignalWatch:
         handler runs here (`KeyboardInterrupt` comes from this call). Nothing received: only
         restores. An `on_signal` that is still writing gets two seconds more.
         """
+        if self.installed and self.signum is not None:
+            self._first(self.signum)  # the watching thread may not have come to it yet
         self._release()
         signum = self.signum
         if self._call_thread is not None and self._call_thread.is_alive():
@@ -274,9 +278,10 @@ class SignalWatch:
                     self._first(byte)
 
     def _first(self, signum: int) -> None:
-        if self.noticed_ns is not None:
-            return
-        self.noticed_ns = time.monotonic_ns()
+        with self._once:
+            if self.noticed_ns is not None:
+                return
+            self.noticed_ns = time.monotonic_ns()
         # The main thread may be in native code: its handler has not run yet.
         if self.signum is None:
             self.received_ns, self.signum = self.noticed_ns, signum

@@ -95,6 +95,20 @@ def test_a_callback_that_fails_is_reported_and_keeps_nothing_from_leaving() -> N
     assert "disk gone" in err
 
 
+def test_leaving_before_the_watching_thread_has_woken_still_calls_back() -> None:
+    script = """
+watch = SignalWatch(lambda n: say("noticed"), deadline_s=None); watch.install()
+watch._earlier.forward = lambda byte: time.sleep(0.5)  # the thread is this late
+say("ready")
+while watch.signum is None:
+    pass
+watch.re_raise()
+"""
+    status, out, _ = run_until_signal(signal.SIGTERM, script)
+    assert status == -signal.SIGTERM
+    assert out == "noticed\n"
+
+
 SAVING = """
 BEFORE
 watch = SignalWatch(lambda n: None, deadline_s=30); watch.install()
