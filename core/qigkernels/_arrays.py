@@ -6,6 +6,7 @@ knows which library an array belongs to.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -41,7 +42,12 @@ def is_numpy(array: Any) -> bool:
 
 
 def _dtype_name(array: Any) -> str:
-    return str(array.dtype).rsplit(".", 1)[-1]
+    return _name_of(array.dtype)
+
+
+@cache
+def _name_of(dtype: Any) -> str:
+    return str(dtype).rsplit(".", 1)[-1]
 
 
 def epsilon(array: Any) -> float:

@@ -92,6 +92,11 @@ def _skew_of(xp: Any, flat: Any, n: int) -> float:
     upper, lower = (take_columns(xp, flat, index) for index in _triangles(n))
     if not xp.isdtype(flat.dtype, "complex floating"):
         return float(xp.max(xp.abs(upper - lower)))
+    if is_numpy(flat):
+        np.conjugate(lower, out=lower)
+        upper -= lower
+        parts = upper.view(upper.real.dtype)
+        return max(float(parts.max()), -float(parts.min()))
     gap = upper - xp.conj(lower)
     real, imaginary = float(xp.max(xp.abs(xp.real(gap)))), float(xp.max(xp.abs(xp.imag(gap))))
     return real if not real < imaginary else imaginary
