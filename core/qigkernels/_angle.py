@@ -37,11 +37,7 @@ def pair_angle(xp: Any, rho: Any, sigma: Any, *, check: bool) -> Any:
     if rho.shape[-1] == 2:
         return bloch_angle(xp, rho, sigma, check=check)
     shape = np.broadcast_shapes(tuple(rho.shape[:-2]), tuple(sigma.shape[:-2]))
-    quick = _quick(xp, rho, sigma, shape)
-    if quick is None:
-        rest = np.arange(int(np.prod(shape, dtype=int)))
-        return xp.reshape(_by_factors(xp, rho, sigma, shape, rest), shape)
-    overlap, sure = quick
+    overlap, sure = _quick(xp, rho, sigma, shape)
     angle = xp.acos(xp.clip(overlap, 0.0, 1.0))
     rest = np.flatnonzero(~sure | to_numpy(overlap > 1.0 - NEAR))
     if rest.size:
@@ -49,8 +45,8 @@ def pair_angle(xp: Any, rho: Any, sigma: Any, *, check: bool) -> Any:
     return xp.reshape(angle, shape)
 
 
-def _quick(xp: Any, rho: Any, sigma: Any, shape: tuple[int, ...]) -> tuple[Any, Any] | None:
-    """√F of the flat batch and a NumPy array of where it is exact; None: of no pair."""
+def _quick(xp: Any, rho: Any, sigma: Any, shape: tuple[int, ...]) -> tuple[Any, Any]:
+    """√F of the flat batch, and a NumPy array of where it is exact."""
     one, two = _flat(xp, rho, shape), _flat(xp, sigma, shape)
     few = rho.shape[-1] <= 4
     quick = symmetric_overlap if few else spectral_overlap
@@ -59,10 +55,7 @@ def _quick(xp: Any, rho: Any, sigma: Any, shape: tuple[int, ...]) -> tuple[Any, 
     parts = []
     for start in range(0, max(one.shape[0], two.shape[0]), rows):
         sides = (s if s.shape[0] == 1 else s[start : start + rows] for s in (one, two))
-        part = quick(xp, *sides)
-        if part is None:
-            return None
-        parts.append(part)
+        parts.append(quick(xp, *sides))
     if len(parts) == 1:
         return parts[0][0], to_numpy(parts[0][1])
     return xp.concat([part[0] for part in parts]), np.concatenate([to_numpy(p[1]) for p in parts])

@@ -31,7 +31,7 @@ _DRIFT = 0.05
 """Share of the smallest pivot below which a gap is a small drift for certain."""
 
 
-def spectral_overlap(xp: Any, rho: Any, sigma: Any) -> tuple[Any, Any] | None:
+def spectral_overlap(xp: Any, rho: Any, sigma: Any) -> tuple[Any, Any]:
     """√F of matched states, and whether it is exact to the last digits.
 
     Args:
@@ -41,11 +41,12 @@ def spectral_overlap(xp: Any, rho: Any, sigma: Any) -> tuple[Any, Any] | None:
     Returns:
         `(b,)`, and a NumPy array `(b,)` of booleans: false where it is not to be used, as for any
         pair with a state that is not positive definite, and for pairs so near that an arccos of it
-        would be worthless. None where the library refuses the batch for one singular ρ.
+        would be worthless. One singular ρ takes the batch with it, where the library refuses it.
     """
+    count = max(rho.shape[0], sigma.shape[0])
     root = cholesky(xp, rho)
     if root is None:
-        return None
+        return _nothing(xp, rho, count), np.zeros(count, dtype=bool)
     pivot = smallest_pivots(xp, root)
     # A gap far below every eigenvalue is a small drift for certain.
     open_ = (pivot > pivot_floor(rho.shape[-1])) & ~_drifts(xp, rho, sigma, _DRIFT * pivot)
@@ -56,11 +57,14 @@ def spectral_overlap(xp: Any, rho: Any, sigma: Any) -> tuple[Any, Any] | None:
     found = found / xp.sqrt(traces(xp, _taken(xp, rho, index)) * traces(xp, part[1]))
     if index is None:
         return found, sure & open_
+    open_[index] = sure
+    return put(xp, _nothing(xp, rho, count), index, found), open_
+
+
+def _nothing(xp: Any, rho: Any, count: int) -> Any:
     from array_api_compat import device
 
-    overlap = xp.zeros(len(open_), dtype=found.dtype, device=device(rho))
-    open_[index] = sure
-    return put(xp, overlap, index, found), open_
+    return xp.zeros(count, dtype=real_diagonal(xp, rho).dtype, device=device(rho))
 
 
 def _drifts(xp: Any, rho: Any, sigma: Any, bound: Any) -> Any:
@@ -107,7 +111,7 @@ def _summed(xp: Any, part: tuple[Any, Any], values: Any) -> tuple[Any, Any]:
     rough = to_numpy(_length(xp, _taken(xp, shares, index)[..., 1:])) > 0.5 * n
     rest = np.flatnonzero(exact & rough)
     if rest.size:
-        A, B = _taken(xp, root, rest), take_rows(xp, other, rest)
+        A, B = _taken(xp, root, rest), _taken(xp, other, rest)
         found = put(xp, found, rest, xp.sum(singular_values(xp, adjoint(xp, A) @ B), axis=-1))
     if index is None:
         # Both ways are exact where the first is.

@@ -224,3 +224,35 @@ def test_float32_states_give_float32_results_of_float32_accuracy(rng):
         found = states.bures_distance(a.astype(np.complex64)[None], b.astype(np.complex64)[None])
         assert found.dtype == np.float32
         assert found[0] == pytest.approx(states.bures_distance(a, b), abs=2e-5)
+
+
+@pytest.mark.parametrize("n", [3, 4, 5, 8])
+def test_one_state_against_many_is_the_same_as_pair_by_pair(rng, random_state, n):
+    spectra = [
+        None,
+        np.geomspace(1.0, 1e-3, n),
+        np.geomspace(1.0, 1e-9, n),
+        np.arange(n) < n - 1,
+        np.arange(n) < 1,
+    ]
+    many = np.stack([random_state(n, spectrum=spectrum) for spectrum in spectra * 4])
+    for spectrum in spectra:
+        one = random_state(n, spectrum=spectrum)
+        wanted = [states.bures_angle(other, one) for other in many]
+        for found in (
+            states.bures_angle(many, one),
+            states.bures_angle(one, many),
+            states.bures_angle(many.reshape(4, 5, n, n), one[None, None]).ravel(),
+        ):
+            assert np.abs(found - wanted).max() <= 4e-15
+    # A batch of many chunks, the singular states in one of them.
+    batch = np.concatenate([np.repeat(many[:1], 20_000 // n**2, axis=0), many])
+    assert np.abs(states.bures_angle(batch, one)[-len(many) :] - wanted).max() <= 4e-15
+
+
+def test_one_state_against_many_random_ones(rng, random_state):
+    """Some of these pairs have several small eigenvalues and go by singular values."""
+    many, one = np.stack([random_state(8) for _ in range(200)]), random_state(8)
+    wanted = [states.bures_angle(other, one) for other in many]
+    for found in (states.bures_angle(many, one), states.bures_angle(one, many)):
+        assert np.abs(found - wanted).max() <= 4e-15
