@@ -56,7 +56,7 @@ def state_of(pid: int) -> str:
     """Letter of a process's state (R, S, D, T, Z), or `-` where there is none."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # gone before, or while it was read
         return "-"
 
 
