@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -187,10 +188,16 @@ def test_demos_do_not_mix(played: Any, connection: Any) -> None:
 def test_an_interrupt_at_any_moment_leaves_nothing_running(
     rng: random.Random, number: signal.Signals
 ) -> None:
+    # From 0.3 s on: before that the interpreter itself is still loading.
+    delay = rng.uniform(0.3, 12.0)
     with short_folder() as home:
-        demo = start(home)
-        # From 0.3 s on: before that the interpreter itself is still loading.
-        time.sleep(rng.uniform(0.3, 12.0))
+        demo, began = start(home), time.monotonic()
+        with suppress(subprocess.TimeoutExpired):
+            demo.communicate(timeout=delay)
+            # A quick machine had done it by then: well before that, the next time.
+            delay = rng.uniform(0.3, 0.7) * (time.monotonic() - began)
+            demo = start(home)
+            time.sleep(delay)
         demo.send_signal(number)
         _, errors = demo.communicate(timeout=60)
         assert demo.returncode == 128 + number, errors
