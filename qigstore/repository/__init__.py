@@ -9,6 +9,7 @@ from uuid import UUID
 from sqlalchemy import select
 
 from qigstore.database import schema
+from qigstore.repository.audit import Audit
 from qigstore.repository.batches import AppendResult, RowGroup, TelemetryBatch
 from qigstore.repository.checkpoints import Checkpoints
 from qigstore.repository.curves import Curve, Curves
@@ -18,6 +19,7 @@ from qigstore.repository.exports import Exports
 from qigstore.repository.sessions import Sessions
 from qigstore.repository.stops import Stops
 from qigstore.repository.telemetry import RowCount, Telemetry
+from qigstore.repository.tokens import Tokens
 from qigstore.repository.writers import Writers, WriterState
 
 if TYPE_CHECKING:
@@ -39,8 +41,8 @@ class Store:
     """All repositories on one database; any number of threads may use it.
 
     Attributes:
-        sessions, writers, telemetry, curves, events, stops, checkpoints, decisions, exports:
-            one repository a noun.
+        sessions, writers, telemetry, curves, events, stops, checkpoints, decisions, exports,
+            tokens, audit: one repository a noun.
         database: where they keep it.
     """
 
@@ -55,6 +57,8 @@ class Store:
         self.checkpoints = Checkpoints(database)
         self.decisions = Decisions(database)
         self.exports = Exports(database)
+        self.tokens = Tokens(database)
+        self.audit = Audit(database)
         self._id: UUID | None = None
 
     @property
