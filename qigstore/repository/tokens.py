@@ -18,7 +18,7 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Literal, get_args
 from uuid import UUID, uuid4
 
-from sqlalchemy import ColumnElement, Connection, and_, func, insert, select, update
+from sqlalchemy import Connection, and_, func, insert, select, update
 
 from qigstore.database.schema import token as tokens
 from qigstore.errors import InvalidInput, NotFound
@@ -81,12 +81,6 @@ def matches(pattern: str | None, session: str) -> bool:
         return True
     parts = (re.escape(part) for part in pattern.split("*"))
     return re.fullmatch(".*".join(parts), session, re.DOTALL) is not None
-
-
-def matching(column: ColumnElement[str], pattern: str) -> ColumnElement[bool]:
-    """The same in SQL."""
-    escaped = re.sub(r"([\\%_])", r"\\\1", pattern).replace("*", "%")
-    return column.like(escaped, escape="\\")
 
 
 class Tokens:

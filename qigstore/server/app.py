@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING
 import anyio.to_thread
 from fastapi import FastAPI
 
+from qigstore.server.api import ROUTES
 from qigstore.server.auth import wiring_of
 from qigstore.server.config import ServerConfig
+from qigstore.server.document import DESCRIPTION, add_documents
 from qigstore.server.gate import Gate
 from qigstore.server.problems import add_handlers
 from qigstore.server.wiring import Wiring
@@ -35,8 +37,11 @@ def create_app(store: Store, config: ServerConfig | None = None) -> FastAPI:
 
     app = FastAPI(
         title="qigstore",
+        summary="Telemetry and checkpoints of training runs",
+        description=DESCRIPTION,
         version=__version__,
         lifespan=_lifespan,
+        generate_unique_id_function=lambda route: route.name,
         redirect_slashes=False,
         docs_url=None,
         redoc_url=None,
@@ -44,6 +49,9 @@ def create_app(store: Store, config: ServerConfig | None = None) -> FastAPI:
     )
     app.state.wiring = Wiring.of(store, config or ServerConfig())
     add_handlers(app)
+    for routes in ROUTES:
+        app.include_router(routes)
+    add_documents(app)
     app.add_middleware(Gate, wiring=wiring_of(app))
     return app
 

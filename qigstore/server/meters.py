@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from threading import Lock
 
 __all__ = ["Meters"]
+
+# What a client may call its method has no bound; what is kept here does.
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "WEBSOCKET"})
 
 
 class Meters:
@@ -22,14 +25,15 @@ class Meters:
         self.started_at = time.time()
         self._lock = Lock()
         self._answers: Counter[tuple[str, str, int]] = Counter()
-        self._seconds: Counter[tuple[str, str]] = Counter()
+        self._seconds: defaultdict[tuple[str, str], float] = defaultdict(float)
         self._refusals: Counter[str] = Counter()
 
     def count(self, method: str, route: str, status: int, seconds: float) -> None:
         """An answer; `route` is the path with its parameters as names, so that kinds are few."""
+        method = method if method in _METHODS else "OTHER"
         with self._lock:
             self._answers[method, route, status] += 1
-            self._seconds[method, route] += seconds  # type: ignore[assignment]
+            self._seconds[method, route] += seconds
 
     def count_refusal(self, why: str) -> None:
         """A request that was refused at the gate, or for its token."""
