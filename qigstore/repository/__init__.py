@@ -18,6 +18,7 @@ from qigstore.repository.exports import Exports
 from qigstore.repository.sessions import Sessions
 from qigstore.repository.stops import Stops
 from qigstore.repository.telemetry import RowCount, Telemetry
+from qigstore.repository.timelines import Span, Timeline, Timelines
 from qigstore.repository.writers import Writers, WriterState
 
 if TYPE_CHECKING:
@@ -28,8 +29,10 @@ __all__ = [
     "Curve",
     "RowCount",
     "RowGroup",
+    "Span",
     "Store",
     "TelemetryBatch",
+    "Timeline",
     "WriterState",
     "open_store",
 ]
@@ -39,8 +42,8 @@ class Store:
     """All repositories on one database; any number of threads may use it.
 
     Attributes:
-        sessions, writers, telemetry, curves, events, stops, checkpoints, decisions, exports:
-            one repository a noun.
+        sessions, writers, telemetry, curves, timelines, events, stops, checkpoints, decisions,
+            exports: one repository a noun.
         database: where they keep it.
     """
 
@@ -50,6 +53,7 @@ class Store:
         self.writers = Writers(database)
         self.telemetry = Telemetry(database)
         self.curves = Curves(database)
+        self.timelines = Timelines(database)
         self.events = Events(database)
         self.stops = Stops(database)
         self.checkpoints = Checkpoints(database)
