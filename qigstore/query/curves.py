@@ -12,7 +12,7 @@ from qigstore.errors import InvalidInput
 from qigstore.query.checks import check_bounded, check_span
 from qigstore.query.pieces import Piece, Pieces, join_pieces
 from qigstore.query.results import By, Comparison, Curve
-from qigstore.query.spans import find_timeline
+from qigstore.query.spans import find_timeline, spans_of
 from qigstore.repository.buckets import Buckets, bucket_rows, join_buckets, widen
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def curve(
     check_span(start, stop)
     _check_by(by)
     timeline = find_timeline(store, session)
-    spans = timeline.spans(attempt=attempt, rank=rank, start=start, stop=stop, abandoned=abandoned)
+    spans = spans_of(timeline, attempt, rank=rank, start=start, stop=stop, abandoned=abandoned)
     pieces = _read(store, timeline, metric, spans, points)
     made = join_pieces(pieces, points, overlap=rank is None or any(s.shared for s in spans))
     values = (getattr(made.buckets, name).reshape(-1) for name in _VALUES)

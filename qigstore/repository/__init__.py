@@ -15,6 +15,7 @@ from qigstore.repository.curves import Curve, Curves
 from qigstore.repository.decisions import Decisions
 from qigstore.repository.events import Events
 from qigstore.repository.exports import Exports
+from qigstore.repository.overview import Overview
 from qigstore.repository.sessions import Sessions
 from qigstore.repository.stops import Stops
 from qigstore.repository.telemetry import RowCount, Telemetry
@@ -42,8 +43,8 @@ class Store:
     """All repositories on one database; any number of threads may use it.
 
     Attributes:
-        sessions, writers, telemetry, curves, timelines, events, stops, checkpoints, decisions,
-            exports: one repository a noun.
+        sessions, writers, telemetry, curves, timelines, overview, events, stops, checkpoints,
+            decisions, exports: one repository a noun.
         database: where they keep it.
     """
 
@@ -54,6 +55,7 @@ class Store:
         self.telemetry = Telemetry(database)
         self.curves = Curves(database)
         self.timelines = Timelines(database)
+        self.overview = Overview(database)
         self.events = Events(database)
         self.stops = Stops(database)
         self.checkpoints = Checkpoints(database)

@@ -58,36 +58,44 @@ class Timeline:
     parts: Sequence[Part]
     resumed: Mapping[int, int]
 
-    def spans(
+    def stored(
         self,
         *,
         attempt: int | None = None,
         rank: int | None = None,
         start: int = 0,
         stop: int | None = None,
+    ) -> list[Span]:
+        """What was stored at steps [start, stop), by attempt and rank; None: of every one."""
+        return _within(
+            (
+                Span(part.attempt, part.rank, part.first, part.last + 1)
+                for part in self.parts
+                if attempt in (None, part.attempt) and rank in (None, part.rank)
+            ),
+            start,
+            stop,
+        )
+
+    def canonical(
+        self,
+        *,
+        rank: int | None = None,
+        start: int = 0,
+        stop: int | None = None,
         abandoned: bool = True,
     ) -> list[Span]:
-        """The spans of one attempt, or of the canonical timeline, by rank and step.
+        """The canonical timeline at steps [start, stop), by rank and step; None: of every rank.
 
-        Args:
-            rank: None: of every rank. start, stop: the steps [start, stop) alone.
-            abandoned: also steps past one that a later attempt resumed from.
+        `abandoned`: also steps past one that a later attempt resumed from.
         """
         ranks = sorted({part.rank for part in self.parts if rank in (None, part.rank)})
-        found: list[Span] = []
-        for each in ranks:
-            mine = [part for part in self.parts if part.rank == each]
-            if attempt is not None:
-                whole = [Span(p.attempt, each, p.first, p.last + 1)
-                         for p in mine if p.attempt == attempt]  # fmt: skip
-            else:
-                whole = self._canonical(mine, abandoned)
-            found += _within(whole, start, stop)
-        return found
+        whole = [span for each in ranks for span in self._of_rank(each, abandoned)]
+        return _within(whole, start, stop)
 
-    def _canonical(self, mine: Sequence[Part], abandoned: bool) -> list[Span]:
+    def _of_rank(self, rank: int, abandoned: bool) -> list[Span]:
         """The spans of one rank, by step."""
-        by_attempt = {part.attempt: part for part in mine}
+        by_attempt = {part.attempt: part for part in self.parts if part.rank == rank}
         hidden: list[Interval] = []  # where a later attempt has every step
         loose: list[Interval] = []  # where one has some
         left_at: int | None = None
