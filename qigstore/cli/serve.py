@@ -17,10 +17,11 @@ if TYPE_CHECKING:
 __all__ = ["serve"]
 
 _NEEDED = ("fastapi", "uvicorn", "websockets")
-_CLOSING_S = 10
+_CLOSING_S, _MESSAGE_BYTES_MAX = 10, 1 << 16
 
 
 def serve(
+    *,
     host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free port.")] = 8720,
     origin: Annotated[
@@ -89,15 +90,7 @@ def _run(store: Store, config: ServerConfig) -> None:
             "`qigstore token create NAME` makes a token"
         )
         # Its own access log would hold query strings; the gate's has none.
-        server = uvicorn.Server(
-            uvicorn.Config(
-                create_app(store, config),
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                timeout_graceful_shutdown=_CLOSING_S,
-                ws_max_size=1 << 16,
-                lifespan="on",
-            )  # fmt: skip
-        )
-        server.run(sockets=[bound])
+        options = {"log_config": None, "access_log": False, "server_header": False}
+        limits = {"timeout_graceful_shutdown": _CLOSING_S, "ws_max_size": _MESSAGE_BYTES_MAX}
+        made = uvicorn.Config(create_app(store, config), lifespan="on", **options, **limits)
+        uvicorn.Server(made).run(sockets=[bound])

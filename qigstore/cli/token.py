@@ -11,7 +11,7 @@ import typer
 
 from qigstore.cli.context import opened_store
 from qigstore.cli.output import Json, fields_of, print_json, print_table
-from qigstore.repository.tokens import Scope
+from qigstore.records import Scope
 
 __all__ = ["app", "who"]
 
@@ -47,13 +47,11 @@ def create(
     if as_json:
         print_json({**fields_of(token), "token": text})
         return
-    typer.echo(text)
     until = "" if end is None else f" until {end:%Y-%m-%d %H:%M} UTC"
     whose = "every session" if sessions is None else f"sessions named {sessions}"
-    typer.echo(
-        f"{token.name}: {', '.join(token.scopes)}, for {whose}{until}. Keep it now: it is not shown "
-        "again.", err=True,
-    )  # fmt: skip
+    words = f"{token.name}: {', '.join(token.scopes)}, for {whose}{until}"
+    typer.echo(text)
+    typer.echo(f"{words}. Keep it now: it is not shown again.", err=True)
 
 
 @app.command("list")

@@ -16,9 +16,11 @@ from qigstore.repository.curves import Curve, Curves
 from qigstore.repository.decisions import Decisions
 from qigstore.repository.events import Events
 from qigstore.repository.exports import Exports
+from qigstore.repository.overview import Overview
 from qigstore.repository.sessions import Sessions
 from qigstore.repository.stops import Stops
 from qigstore.repository.telemetry import RowCount, Telemetry
+from qigstore.repository.timelines import Span, Timeline, Timelines
 from qigstore.repository.tokens import Tokens
 from qigstore.repository.writers import Writers, WriterState
 
@@ -30,8 +32,10 @@ __all__ = [
     "Curve",
     "RowCount",
     "RowGroup",
+    "Span",
     "Store",
     "TelemetryBatch",
+    "Timeline",
     "WriterState",
     "open_store",
 ]
@@ -41,8 +45,8 @@ class Store:
     """All repositories on one database; any number of threads may use it.
 
     Attributes:
-        sessions, writers, telemetry, curves, events, stops, checkpoints, decisions, exports,
-            tokens, audit: one repository a noun.
+        sessions, writers, telemetry, curves, timelines, overview, events, stops, checkpoints,
+            decisions, exports, tokens, audit: one repository a noun.
         database: where they keep it.
     """
 
@@ -52,6 +56,8 @@ class Store:
         self.writers = Writers(database)
         self.telemetry = Telemetry(database)
         self.curves = Curves(database)
+        self.timelines = Timelines(database)
+        self.overview = Overview(database)
         self.events = Events(database)
         self.stops = Stops(database)
         self.checkpoints = Checkpoints(database)

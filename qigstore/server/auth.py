@@ -15,7 +15,8 @@ from fastapi import Depends, FastAPI, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.requests import HTTPConnection
 
-from qigstore.repository.tokens import Scope, Token, matches
+from qigstore.records import Scope
+from qigstore.repository.tokens import Token, matches
 from qigstore.server.problems import Problem
 
 if TYPE_CHECKING:
