@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated
 
@@ -81,6 +82,8 @@ def _may_listen(store: Store, config: ServerConfig) -> None:
 def _run(store: Store, config: ServerConfig) -> None:
     import uvicorn
 
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
     from qigstore.server import create_app
     from qigstore.server.listening import listen, url_of
 
@@ -89,8 +92,13 @@ def _run(store: Store, config: ServerConfig) -> None:
             f"qigstore serves {store.database.address} at {url_of(bound)} (docs at /docs); "
             "`qigstore token create NAME` makes a token"
         )
-        # Its own access log would hold query strings; the gate's has none.
-        options = {"log_config": None, "access_log": False, "server_header": False}
-        limits = {"timeout_graceful_shutdown": _CLOSING_S, "ws_max_size": _MESSAGE_BYTES_MAX}
-        made = uvicorn.Config(create_app(store, config), lifespan="on", **options, **limits)
+        made = uvicorn.Config(
+            create_app(store, config),
+            lifespan="on",
+            log_config=None,
+            access_log=False,  # its own would hold query strings; the gate's has none
+            server_header=False,
+            timeout_graceful_shutdown=_CLOSING_S,
+            ws_max_size=_MESSAGE_BYTES_MAX,
+        )
         uvicorn.Server(made).run(sockets=[bound])

@@ -11,7 +11,6 @@ import typer
 
 from qigstore.cli.context import opened_store
 from qigstore.cli.output import Json, fields_of, print_json, print_table
-from qigstore.records import Scope
 
 __all__ = ["app", "who"]
 
@@ -22,7 +21,7 @@ app = typer.Typer(no_args_is_help=True, help="Tokens of the REST server.")
 def create(
     name: Annotated[str, typer.Argument(metavar="NAME", help="What it is called in the audit.")],
     scope: Annotated[
-        list[Scope] | None,
+        list[str] | None,
         typer.Option("--scope", help="What it may do; again for more. Unset: read."),
     ] = None,
     sessions: Annotated[

@@ -10,8 +10,22 @@ from starlette.responses import Response
 from qigstore import query
 from qigstore.errors import NotFound
 from qigstore.server.api import route
-from qigstore.server.api.route import Reads, ReadsAll, answers, encoded
-from qigstore.server.api.shapes import LatestShape, SessionShape, StatisticsShape
+from qigstore.server.api.route import (
+    AttemptNumber,
+    Rank,
+    Reads,
+    ReadsAll,
+    Start,
+    Stop,
+    answers,
+    encoded,
+)
+from qigstore.server.api.shapes import (
+    LatestShape,
+    RegimeSharesShape,
+    SessionShape,
+    StatisticsShape,
+)
 
 __all__ = ["routes"]
 
@@ -54,6 +68,26 @@ def show_session(at: Reads) -> Response:
     """One session in numbers: its attempts, rows, events and best checkpoint."""
     limit_s = at.wiring.config.settings.heartbeat_limit_s
     return encoded(query.statistics(at.store, at.name, heartbeat_limit_s=limit_s))
+
+
+@routes.get(
+    "/sessions/{session}/regimes",
+    responses=answers("not-found"),
+    response_model=RegimeSharesShape,
+)
+def regimes(
+    at: Reads,
+    *,
+    attempt: AttemptNumber = None,
+    rank: Rank = 0,
+    start: Start = 0,
+    stop: Stop = None,
+) -> Response:
+    """How often each regime was; null: in no known one. Reads every row of the span."""
+    found = query.regime_shares(
+        at.store, at.name, attempt=attempt, rank=rank, start=start, stop=stop
+    )
+    return encoded(found)
 
 
 @routes.get(

@@ -34,6 +34,7 @@ __all__ = [
     "NeighboursShape",
     "Number",
     "ProblemShape",
+    "RegimeSharesShape",
     "Row",
     "RowPageShape",
     "SessionShape",
@@ -180,6 +181,21 @@ class LatestShape(BaseModel):
     model_config = _example(session="ocean-7", row=_ROW)
     session: str
     row: Row
+
+
+class RegimeSharesShape(BaseModel):
+    """How many rows were in each regime, the most frequent first; null: in no known one."""
+
+    model_config = _example(
+        session="ocean-7", attempt=None, rank=0, regime=["geometric", None], rows=[900, 301],
+        share=[0.749, 0.251],
+    )  # fmt: skip
+    session: str
+    attempt: int | None
+    rank: int
+    regime: list[str | None]
+    rows: list[int]
+    share: list[Number]
 
 
 class RowPageShape(BaseModel):
