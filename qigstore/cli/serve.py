@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated
 
@@ -101,4 +102,13 @@ def _run(store: Store, config: ServerConfig) -> None:
             timeout_graceful_shutdown=_CLOSING_S,
             ws_max_size=_MESSAGE_BYTES_MAX,
         )
-        uvicorn.Server(made).run(sockets=[bound])
+        server = uvicorn.Server(made)
+
+        def stop(*_: object) -> None:
+            server.should_exit = True
+
+        # The server takes the signals itself, and sends them again once it is closed: then, too,
+        # they mean what they meant, and the store is closed in order.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, stop)
+        server.run(sockets=[bound])
