@@ -10,6 +10,7 @@ from sqlalchemy import select
 
 from qigstore.database import schema
 from qigstore.repository.audit import Audit
+from qigstore.repository.basins import Basins
 from qigstore.repository.batches import AppendResult, RowGroup, TelemetryBatch
 from qigstore.repository.checkpoints import Checkpoints
 from qigstore.repository.curves import Curve, Curves
@@ -45,8 +46,8 @@ class Store:
     """All repositories on one database; any number of threads may use it.
 
     Attributes:
-        sessions, writers, telemetry, curves, timelines, overview, events, stops, checkpoints,
-            decisions, exports, tokens, audit: one repository a noun.
+        sessions, writers, telemetry, basins, curves, timelines, overview, events, stops,
+            checkpoints, decisions, exports, tokens, audit: one repository a noun.
         database: where they keep it.
     """
 
@@ -55,6 +56,7 @@ class Store:
         self.sessions = Sessions(database)
         self.writers = Writers(database)
         self.telemetry = Telemetry(database)
+        self.basins = Basins(database)
         self.curves = Curves(database)
         self.timelines = Timelines(database)
         self.overview = Overview(database)

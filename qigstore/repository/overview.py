@@ -11,7 +11,7 @@ import psycopg.rows
 from qigstore.database.views import REGIMES
 from qigstore.records import STANDARD_METRICS, TelemetryRow
 from qigstore.repository.texts import line
-from qigstore.repository.timelines import OF_WRITER, Span
+from qigstore.repository.timelines import Span, of_writer
 
 if TYPE_CHECKING:
     from qigstore.database.engine import Database
@@ -33,10 +33,10 @@ SELECT {", ".join(f"bool_or(r.{name} IS NOT NULL)" for name in STANDARD_METRICS)
 FROM qigstore.attempt a
 JOIN qigstore.writer w ON w.attempt_id = a.id
 CROSS JOIN LATERAL (
-    (SELECT t.* FROM qigstore.telemetry t WHERE {OF_WRITER.format("t")}
+    (SELECT t.* FROM qigstore.telemetry t WHERE {of_writer("t")}
      ORDER BY t.step DESC LIMIT {{rows}})
     UNION ALL
-    (SELECT t.* FROM qigstore.telemetry t WHERE {OF_WRITER.format("t")}
+    (SELECT t.* FROM qigstore.telemetry t WHERE {of_writer("t")}
      ORDER BY t.step LIMIT {{rows}})
 ) r
 WHERE a.session_id = %s AND w.max_step IS NOT NULL"""  # noqa: S608
@@ -45,7 +45,7 @@ _REGIMES = f"""
 SELECT t.regime, count(*)
 FROM qigstore.attempt a
 JOIN qigstore.writer w ON w.attempt_id = a.id
-JOIN qigstore.telemetry t ON {OF_WRITER.format("t")}
+JOIN qigstore.telemetry t ON {of_writer("t")}
 WHERE a.session_id = %(session)s AND a.number = %(attempt)s AND w.rank = %(rank)s
  AND t.step >= %(start)s AND t.step < %(stop)s
 GROUP BY t.regime"""  # noqa: S608

@@ -19,7 +19,7 @@ from qigstore.repository.texts import line
 if TYPE_CHECKING:
     from qigstore.database.engine import Database
 
-__all__ = ["Part", "Span", "Timeline", "Timelines"]
+__all__ = ["Part", "Span", "Timeline", "Timelines", "of_writer"]
 
 Interval = tuple[int, int]
 
@@ -180,14 +180,20 @@ class Timelines:
         return [None if step is None else (step, at) for _, _, step, at in rows]
 
 
+def of_writer(row: str, attempt: str = "a", writer: str = "w") -> str:
+    """SQL: a row of `telemetry` or `basin` is of that writer, in that attempt."""
+    return (
+        f"{row}.session_id = {attempt}.session_id AND {row}.attempt = {attempt}.number "
+        f"AND {row}.rank = {writer}.rank"
+    )
+
+
 _PARTS = """
 SELECT s.id, a.number, coalesce(w.rank, 0), w.stored_rows, w.min_step, w.max_step, a.resumed_step
 FROM qigstore.session s
 LEFT JOIN qigstore.attempt a ON a.session_id = s.id
 LEFT JOIN qigstore.writer w ON w.attempt_id = a.id
 WHERE s.name = %s ORDER BY a.number, w.rank"""
-# The rows of a writer, where `a` is its attempt and `w` itself.
-OF_WRITER = "{0}.session_id = a.session_id AND {0}.attempt = a.number AND {0}.rank = w.rank"
 _TIMES = f"""
 SELECT a.number, w.rank, r.step, r.recorded_at
 FROM unnest(%(attempts)s::int[], %(ranks)s::int[], %(starts)s::bigint[], %(stops)s::bigint[])
@@ -196,7 +202,7 @@ JOIN qigstore.attempt a ON a.session_id = %(session)s AND a.number = q.attempt
 JOIN qigstore.writer w ON w.attempt_id = a.id AND w.rank = q.rank
 LEFT JOIN LATERAL (
     SELECT t.step, t.recorded_at FROM qigstore.telemetry t
-    WHERE {OF_WRITER.format("t")} AND t.step >= q.start AND t.step < q.stop
+    WHERE {of_writer("t")} AND t.step >= q.start AND t.step < q.stop
     ORDER BY t.step LIMIT 1
 ) r ON true
 ORDER BY q.place"""  # noqa: S608
