@@ -92,8 +92,8 @@ def _body(document: Mapping[str, Any]) -> Iterator[str]:
     noun = ""
     for path, methods in document["paths"].items():
         for method, operation in methods.items():
-            if operation["tags"][0] != noun:
-                noun = operation["tags"][0]
+            if operation.get("tags", [""])[0] != noun:
+                noun = operation.get("tags", [""])[0]
                 yield f"<h2>{escape(noun)}</h2>"
             yield from _operation(path, method.upper(), operation, document)
 
@@ -103,7 +103,7 @@ def _operation(
 ) -> Iterator[str]:
     yield f"<details><summary><code>{method} {escape(path)}</code> "
     yield f"{escape(operation['summary'])}</summary>"
-    yield f"<p>{escape(operation['description'])}</p>"
+    yield f"<p>{escape(operation.get('description', ''))}</p>"
     yield f"<pre>{escape(_curl(path, method, operation, document))}</pre>"
     if operation.get("parameters"):
         yield "<table>"
