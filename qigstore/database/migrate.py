@@ -95,12 +95,16 @@ def _config(connection: sqlalchemy.Connection) -> Config:
 def upgrade(database: Database, revision: str = "head") -> None:
     """Bring the schema to `revision`, in one transaction; a second process waits and finds it done.
 
+    Roles that had rights (`qigstore.database.access`) have them on what is new, too.
+
     Raises:
         StoreUnavailable: the database cannot be reached.
         StoreError: it refuses the change (no right to make a schema, a foreign `qigstore` schema).
         ConfigurationError: there is no such revision.
     """
     from alembic import command
+
+    from qigstore.database import access
 
     if revision != "head" and revision not in revisions():
         known = ", ".join(sorted(revisions()))
@@ -112,7 +116,9 @@ def upgrade(database: Database, revision: str = "head") -> None:
             if found is not None and found not in revisions():
                 raise SchemaOutdated(database.address, found, head())
             if found != (head() if revision == "head" else revision):
+                roles = access.granted(connection)
                 command.upgrade(_config(connection), revision)
+                access.renew(connection, roles)
     except sqlalchemy.exc.DBAPIError as error:
         reason = " ".join(str(error.orig).split())
         raise StoreError(
