@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["check", "current", "head", "revisions", "scripts", "upgrade"]
 
 VERSION_TABLE = "alembic_version"
+_BY_WISH = "ix_basin_root_vector"
 # Any number, the same for every version: one migration at a time in a database.
 _LOCK = 7_165_017_300_001
 _LINE = re.compile(r"^(revision|down_revision)\b[^=\n]*=\s*(.+)$", re.MULTILINE)
@@ -149,7 +150,8 @@ def _table_drift(connection: sqlalchemy.Connection) -> list[str]:
     from qigstore.database import schema
 
     def ours(name: str | None, kind: str, _parents: Any) -> bool:
-        return name == schema.SCHEMA if kind == "schema" else name != VERSION_TABLE
+        # pgvector's index is made only where somebody asks for it.
+        return name == schema.SCHEMA if kind == "schema" else name not in (VERSION_TABLE, _BY_WISH)
 
     context = MigrationContext.configure(
         connection,
