@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 import pytest
 from places import new_database, short_folder
+from roles import new_role
 
 from qigstore.errors import EmbeddedServerError
 
@@ -169,3 +170,10 @@ def elsewhere(server_dsn: str, template: str) -> Iterator[Any]:
 
     with new_database(server_dsn, template) as dsn, Store(Database(dsn)) as other:
         yield other
+
+
+@pytest.fixture
+def role(server_dsn: str) -> Iterator[str]:
+    """The name of a role that a test may make."""
+    with new_role(server_dsn) as name:
+        yield name

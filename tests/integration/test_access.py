@@ -2,48 +2,20 @@
 
 from __future__ import annotations
 
-import secrets
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import psycopg
 import pytest
 from commands import data, environment, run
-from psycopg import sql
 from psycopg.conninfo import make_conninfo
+from roles import as_role
 
 import qigstore
 from qigstore.database import access, migrate, schema, views
 from qigstore.database.engine import Database
 from qigstore.errors import ConfigurationError, EmergencyStop, StoreError
 from qigstore.repository import Store
-
-
-@pytest.fixture
-def role(server_dsn: str) -> Iterator[str]:
-    """A name no role has, one that must be quoted; removed at the end with what it owns."""
-    name = f'qigstore "test" {secrets.token_hex(4)}'
-    yield name
-    with psycopg.connect(server_dsn, autocommit=True) as connection:
-        made = connection.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", (name,)).fetchone()
-        databases = connection.execute(
-            "SELECT datname FROM pg_database WHERE datname LIKE 'qigstore_test_%'"
-        ).fetchall()
-        if made is None:
-            return
-    for (database,) in databases:
-        with psycopg.connect(make_conninfo(server_dsn, dbname=database)) as connection:
-            connection.execute(sql.SQL("DROP OWNED BY {}").format(sql.Identifier(name)))
-    with psycopg.connect(server_dsn, autocommit=True) as connection:
-        connection.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(name)))
-
-
-def as_role(dsn: str, database: Database, role: str, kind: access.Access) -> str:
-    """The role made with these rights: its own way to the database."""
-    password = access.grant(database, role, kind, create=True)
-    assert password is not None
-    return make_conninfo(dsn, user=role, password=password)
 
 
 def refused(dsn: str, statement: str) -> bool:
