@@ -175,9 +175,11 @@ def compare(
 
     Raises:
         NotFound: no such session, or it never recorded such a metric.
-        InvalidInput: none or more than `COMPARED_MAX` sessions, one twice, or as for `curve`.
+        InvalidInput: none or more than `COMPARED_MAX` sessions, one twice, together more than
+            `POINTS_MAX` points, or as for `curve`.
     """
     check_bounded("sessions", len(sessions), COMPARED_MAX)
+    check_bounded("points", points, POINTS_MAX // len(sessions))
     if len(set(sessions)) < len(sessions):
         raise InvalidInput("sessions", list(sessions), "each session once")
     curves = {

@@ -258,3 +258,5 @@ def test_comparing_none_too_many_or_one_twice_is_refused(store: Store) -> None:
     for names in ([], ["a"] * 2, [str(i) for i in range(101)]):
         with pytest.raises(InvalidInput, match="sessions"):
             compare(store, names, "loss")
+    with pytest.raises(InvalidInput, match="50,000"):
+        compare(store, ["a", "b"], "loss", points=50_001)
