@@ -15,6 +15,7 @@ from qigstore.repository.curves import Curve, Curves
 from qigstore.repository.decisions import Decisions
 from qigstore.repository.events import Events
 from qigstore.repository.exports import Exports
+from qigstore.repository.feed import Feed
 from qigstore.repository.sessions import Sessions
 from qigstore.repository.stops import Stops
 from qigstore.repository.telemetry import RowCount, Telemetry
@@ -39,7 +40,7 @@ class Store:
     """All repositories on one database; any number of threads may use it.
 
     Attributes:
-        sessions, writers, telemetry, curves, events, stops, checkpoints, decisions, exports:
+        sessions, writers, telemetry, curves, events, stops, checkpoints, decisions, exports, feed:
             one repository a noun.
         database: where they keep it.
     """
@@ -55,6 +56,7 @@ class Store:
         self.checkpoints = Checkpoints(database)
         self.decisions = Decisions(database)
         self.exports = Exports(database)
+        self.feed = Feed(database, self.telemetry)
         self._id: UUID | None = None
 
     @property
