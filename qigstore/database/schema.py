@@ -16,6 +16,7 @@ from sqlalchemy import (
     Identity,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     SmallInteger,
     Table,
@@ -30,6 +31,7 @@ from qigstore.records import STANDARD_METRICS
 __all__ = [
     "SCHEMA",
     "attempt",
+    "audit",
     "basin",
     "change",
     "checkpoint",
@@ -41,6 +43,7 @@ __all__ = [
     "session",
     "store",
     "telemetry",
+    "token",
     "writer",
 ]
 
@@ -322,4 +325,40 @@ change = Table(
     Column("changed_in", BigInteger, nullable=False),
     Index(None, "changed_in"),
     Index(None, "session_id"),
+)
+
+# Who may ask the REST server. The secret itself is shown once and never stored.
+token = Table(
+    "token",
+    metadata,
+    Column("id", UUID(as_uuid=True), primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("digest", LargeBinary, nullable=False),
+    Column("scopes", ARRAY(Text), nullable=False),
+    # The sessions it is for, `*` for any characters; NULL: all of them.
+    Column("sessions", Text),
+    _time("created_at", required=True),
+    _time("expires_at"),
+    _time("revoked_at"),
+    _time("last_used_at"),
+    UniqueConstraint("name"),
+    CheckConstraint("length(digest) = 32", name="digest_sha256"),
+    CheckConstraint(
+        "scopes <@ '{read,write,checkpoint,abort,admin}'::text[] AND cardinality(scopes) >= 1",
+        name="scopes_known",
+    ),
+)
+
+# Only ever added to. No foreign keys: what it names may be removed, the line stays.
+audit = Table(
+    "audit",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    _time("at", required=True),
+    Column("action", Text, nullable=False),
+    Column("actor", Text, nullable=False),
+    Column("token_id", UUID(as_uuid=True)),
+    Column("session", Text),
+    Column("address", Text),
+    Column("detail", JSONB, nullable=False, server_default=_EMPTY),
 )

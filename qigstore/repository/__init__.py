@@ -9,6 +9,7 @@ from uuid import UUID
 from sqlalchemy import select
 
 from qigstore.database import schema
+from qigstore.repository.audit import Audit
 from qigstore.repository.batches import AppendResult, RowGroup, TelemetryBatch
 from qigstore.repository.checkpoints import Checkpoints
 from qigstore.repository.curves import Curve, Curves
@@ -19,6 +20,7 @@ from qigstore.repository.feed import Feed
 from qigstore.repository.sessions import Sessions
 from qigstore.repository.stops import Stops
 from qigstore.repository.telemetry import RowCount, Telemetry
+from qigstore.repository.tokens import Tokens
 from qigstore.repository.writers import Writers, WriterState
 
 if TYPE_CHECKING:
@@ -40,8 +42,8 @@ class Store:
     """All repositories on one database; any number of threads may use it.
 
     Attributes:
-        sessions, writers, telemetry, curves, events, stops, checkpoints, decisions, exports, feed:
-            one repository a noun.
+        sessions, writers, telemetry, curves, events, stops, checkpoints, decisions, exports, feed,
+            tokens, audit: one repository a noun.
         database: where they keep it.
     """
 
@@ -57,6 +59,8 @@ class Store:
         self.decisions = Decisions(database)
         self.exports = Exports(database)
         self.feed = Feed(database, self.telemetry)
+        self.tokens = Tokens(database)
+        self.audit = Audit(database)
         self._id: UUID | None = None
 
     @property
