@@ -5,8 +5,8 @@ A place has two parts. Rows of a writer commit in the order of their sequence nu
 each of them last (table `change`) is held against two snapshots, what was visible then and what is
 visible now, so that one whose transaction committed late is not passed over.
 
-A snapshot is trusted only once everything that was logged before it is on the server's disk. Else
-a crash could give a transaction's number out again, to one that the snapshot would call known.
+A place is given out only once everything that was logged before its snapshot is on the server's
+disk. Else a crash could give a transaction's number out again, to one that the place calls known.
 """
 
 from __future__ import annotations
@@ -91,13 +91,11 @@ class Look:
 
     Attributes:
         snapshot: what was visible.
-        logged, durable: how far the server's log was written after that, and how much of it is
-            on the disk. A snapshot is safe from a crash once `durable` has reached its `logged`.
+        durable: whether all that the server had logged by then is on its disk.
     """
 
     snapshot: Snapshot
-    logged: int
-    durable: int
+    durable: bool
     writers: dict[WriterKey, Progress]
 
 
@@ -133,9 +131,9 @@ class Page(NamedTuple):
     mark: Mark
 
 
+_FLUSH = text("SELECT pg_logical_emit_message(true, 'qigstore', '')")
 _MOMENT = text("""
-SELECT pg_current_snapshot()::text, pg_current_wal_insert_lsn() - '0/0'::pg_lsn,
-       pg_current_wal_flush_lsn() - '0/0'::pg_lsn""")
+SELECT pg_current_snapshot()::text, pg_current_wal_insert_lsn() <= pg_current_wal_flush_lsn()""")
 _WRITERS = """
 SELECT a.session_id, a.number, w.rank, s.name, w.acked_seq, w.max_step, w.reordered_seq,
        w.created_in
@@ -180,7 +178,7 @@ class Feed:
     ) -> Look:
         """How far the writers came that were heard of last (of these sessions), and these ones."""
         with self._database.snapshot() as connection:
-            snapshot, logged, durable = connection.execute(_MOMENT).one()
+            snapshot, durable = connection.execute(_MOMENT).one()
             if sessions is None:
                 found = connection.execute(_ALL_WRITERS, {"most": FOLLOWED_MAX})
             else:
@@ -192,7 +190,12 @@ class Feed:
                 of, attempts, ranks = map(list, zip(*missing, strict=True))
                 asked = {"of": of, "attempts": attempts, "ranks": ranks, "most": len(missing)}
                 writers |= dict(map(_progress, connection.execute(_NAMED, asked)))
-        return Look(Snapshot.parse(snapshot), int(logged), int(durable), writers)
+        return Look(Snapshot.parse(snapshot), durable, writers)
+
+    def make_durable(self) -> None:
+        """See that everything logged so far is on the server's disk, by a commit of our own."""
+        with self._database.begin() as connection:
+            connection.execute(_FLUSH)
 
     def page(self, key: WriterKey, after: Mark, to: Progress, rows_max: int) -> Page:
         """At most `rows_max` of the rows after a mark, up to where the writer is known to be.
@@ -204,7 +207,7 @@ class Feed:
             rows = self._following(key, after, to.mark, rows_max)
             reached = to.mark
         else:
-            reached = Mark(max(to.reordered_seq, after.seq), after.step)
+            reached = min(to.mark, Mark(to.reordered_seq, after.step))
             fresh = (r for r in self._all(key) if after.seq < r.seq <= reached.seq)
             rows = heapq.nsmallest(rows_max, fresh, key=lambda row: row.seq)
         if len(rows) >= rows_max:
