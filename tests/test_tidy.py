@@ -29,7 +29,7 @@ LEVELS: tuple[frozenset[str], ...] = (
     frozenset({"recovery", "leftovers", "query"}),
     frozenset({"attempt", "exchange"}),
     frozenset({"link"}),
-    frozenset({"rooms"}),
+    frozenset({"rooms", "place"}),
     frozenset({"run"}),
     frozenset({"server"}),
     frozenset({"cli", "demo", "__main__", "__init__"}),

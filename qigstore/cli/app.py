@@ -17,9 +17,11 @@ from qigstore.cli import (
     events,
     exchange,
     recover,
+    serve,
     sessions,
     spool,
     sql,
+    token,
     version,
 )
 
@@ -79,6 +81,8 @@ app.add_typer(events.app, name="events")
 app.command("export")(exchange.export)
 app.command("import")(exchange.import_file)
 app.add_typer(spool.app, name="spool")
+app.command("serve")(serve.serve)
+app.add_typer(token.app, name="token")
 app.command("sql")(sql.sql)
 app.add_typer(db.app, name="db")
 app.command("version")(version.version)

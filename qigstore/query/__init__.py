@@ -11,7 +11,7 @@ basins     trajectory, nearest
 
 from __future__ import annotations
 
-from qigstore.query.basins import DIMENSIONS, NEIGHBOURS_MAX, nearest, trajectory
+from qigstore.query.basins import DIMENSIONS, NEIGHBOURS_MAX, PATH_POINTS_MAX, nearest, trajectory
 from qigstore.query.curves import COMPARED_MAX, POINTS_MAX, compare, curve
 from qigstore.query.frames import Frame
 from qigstore.query.results import (
@@ -33,6 +33,7 @@ __all__ = [
     "COMPARED_MAX",
     "DIMENSIONS",
     "NEIGHBOURS_MAX",
+    "PATH_POINTS_MAX",
     "POINTS_MAX",
     "ROWS_MAX",
     "By",

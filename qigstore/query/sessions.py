@@ -5,10 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from qigstore.query.results import Latest, RegimeShares, RowPage, Statistics
+import numpy as np
+
+from qigstore.errors import NotFound
+from qigstore.query.checks import check_bounded, check_span
+from qigstore.query.cursors import Cursor, read_cursor
+from qigstore.query.results import Latest, LatestRow, RegimeShares, RowPage, Statistics
+from qigstore.query.spans import find_timeline, spans_of
 
 if TYPE_CHECKING:
-    from qigstore.repository import Store
+    from qigstore.records import TelemetryRow
+    from qigstore.repository import Span, Store
 
 __all__ = ["ROWS_MAX", "latest", "regime_shares", "rows", "statistics"]
 
@@ -26,7 +33,13 @@ def latest(store: Store, sessions: Sequence[str] | None = None, *, limit: int = 
         NotFound: one of the sessions does not exist.
         InvalidInput: more than `ROWS_MAX` sessions.
     """
-    raise NotImplementedError
+    check_bounded("limit" if sessions is None else "sessions",
+                  limit if sessions is None else max(len(sessions), 1), ROWS_MAX)  # fmt: skip
+    found = store.overview.latest(sessions, limit)
+    if sessions is not None and len(found) < len(sessions):
+        for name in store.overview.unknown(sessions):
+            store.sessions.get(name)  # says which names are near
+    return Latest(tuple(LatestRow(name, row) for name, row in found))
 
 
 def statistics(store: Store, session: str, *, heartbeat_limit_s: float | None = None) -> Statistics:
@@ -35,7 +48,20 @@ def statistics(store: Store, session: str, *, heartbeat_limit_s: float | None = 
     Raises:
         NotFound: there is no such session.
     """
-    raise NotImplementedError
+    limits = {} if heartbeat_limit_s is None else {"heartbeat_limit_s": heartbeat_limit_s}
+    info = store.sessions.get(session, **limits)
+    told = store.overview.numbers(session)
+    if told is None:  # removed in this moment
+        raise NotFound("session", session)
+    names = ("rows", "repeated_rows", "first_step", "checkpoints", "best_phi", "best_step",
+             "best_checkpoint", "critical", "warning", "info")  # fmt: skip
+    return Statistics(
+        session=info,
+        **{name: told[name] for name in names},
+        attempts=tuple(store.sessions.attempts(info.id, **limits)),
+        counts=tuple(store.telemetry.counts(info.id)),
+        metrics=tuple(store.overview.metrics(info.id)),
+    )
 
 
 def regime_shares(
@@ -55,7 +81,14 @@ def regime_shares(
         NotFound: there is no such session.
         InvalidInput: a span that is reversed or negative.
     """
-    raise NotImplementedError
+    check_span(start, stop)
+    timeline = find_timeline(store, session)
+    spans = spans_of(timeline, attempt, rank=rank, start=start, stop=stop)
+    counts = store.overview.regimes(timeline.session_id, spans)
+    ordered = sorted(counts.items(), key=lambda each: (-each[1], each[0] or "~"))
+    rows = np.array([count for _, count in ordered], np.int64)
+    share = rows / max(int(rows.sum()), 1)
+    return RegimeShares(session, attempt, rank, tuple(name for name, _ in ordered), rows, share)
 
 
 def rows(
@@ -82,4 +115,39 @@ def rows(
         InvalidInput: a span that is reversed or negative, `limit` out of 1 to `ROWS_MAX`, or a
             cursor that is none, or of another session.
     """
-    raise NotImplementedError
+    check_bounded("limit", limit, ROWS_MAX)
+    check_span(start, stop)
+    timeline = find_timeline(store, session)
+    at = None if after is None else read_cursor(after, timeline.session_id)
+    spans = timeline.stored(attempt=attempt, rank=rank, start=start, stop=stop)
+    found = _page(store, timeline.session_id, spans, at, limit + 1)
+    last = found[limit - 1] if len(found) > limit else None
+    following = None if last is None else str(
+        Cursor(timeline.session_id, last.attempt, last.rank, last.step)
+    )  # fmt: skip
+    return RowPage(session, tuple(found[:limit]), following)
+
+
+def _page(
+    store: Store, session_id: int, spans: Sequence[Span], at: Cursor | None, wanted: int
+) -> list[TelemetryRow]:
+    """The first rows behind a place, span after span, until there are enough."""
+    found: list[TelemetryRow] = []
+    for span in spans:
+        first = span.start
+        if at is not None and (span.attempt, span.rank) <= (at.attempt, at.rank):
+            if (span.attempt, span.rank) < (at.attempt, at.rank):
+                continue
+            first = max(first, at.step + 1)
+        if first < span.stop:
+            found += store.telemetry.rows(
+                session_id,
+                attempt=span.attempt,
+                rank=span.rank,
+                start=first,
+                stop=span.stop,
+                limit=wanted - len(found),
+            )
+        if len(found) >= wanted:
+            break
+    return found

@@ -15,13 +15,14 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, get_args
 from uuid import UUID, uuid4
 
-from sqlalchemy import ColumnElement, Connection, and_, func, insert, select, update
+from sqlalchemy import Connection, and_, func, insert, select, update
 
 from qigstore.database.schema import token as tokens
 from qigstore.errors import InvalidInput, NotFound
+from qigstore.records import Scope
 from qigstore.repository.audit import note
 from qigstore.repository.lookup import find
 from qigstore.repository.texts import line
@@ -29,12 +30,10 @@ from qigstore.repository.texts import line
 if TYPE_CHECKING:
     from qigstore.database.engine import Database
 
-__all__ = ["SCOPES", "TOKEN_PATTERN", "Scope", "Token", "Tokens", "matches"]
+__all__ = ["SCOPES", "TOKEN_PATTERN", "Token", "Tokens", "matches"]
 
-Scope = Literal["read", "write", "checkpoint", "abort", "admin"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
-"""What a token may do: read what was recorded; record; read and verify checkpoints' files; stop
-runs; `admin`: all of it, and the audit."""
+"""What a token may do; `admin` is all of it."""
 
 TOKEN_PATTERN = re.compile(r"qs_([0-9a-f]{32})_([A-Za-z0-9_-]{43})")
 _USE_SEEN_EVERY = timedelta(minutes=1)
@@ -81,12 +80,6 @@ def matches(pattern: str | None, session: str) -> bool:
         return True
     parts = (re.escape(part) for part in pattern.split("*"))
     return re.fullmatch(".*".join(parts), session, re.DOTALL) is not None
-
-
-def matching(column: ColumnElement[str], pattern: str) -> ColumnElement[bool]:
-    """The same in SQL."""
-    escaped = re.sub(r"([\\%_])", r"\\\1", pattern).replace("*", "%")
-    return column.like(escaped, escape="\\")
 
 
 class Tokens:

@@ -14,8 +14,11 @@ from typing import TYPE_CHECKING
 import anyio.to_thread
 from fastapi import FastAPI
 
+from qigstore.server import stream
+from qigstore.server.api import ROUTES
 from qigstore.server.auth import wiring_of
 from qigstore.server.config import ServerConfig
+from qigstore.server.document import DESCRIPTION, add_documents
 from qigstore.server.gate import Gate
 from qigstore.server.problems import add_handlers
 from qigstore.server.wiring import Wiring
@@ -35,8 +38,11 @@ def create_app(store: Store, config: ServerConfig | None = None) -> FastAPI:
 
     app = FastAPI(
         title="qigstore",
+        summary="Telemetry and checkpoints of training runs",
+        description=DESCRIPTION,
         version=__version__,
         lifespan=_lifespan,
+        generate_unique_id_function=lambda route: route.name,
         redirect_slashes=False,
         docs_url=None,
         redoc_url=None,
@@ -44,6 +50,10 @@ def create_app(store: Store, config: ServerConfig | None = None) -> FastAPI:
     )
     app.state.wiring = Wiring.of(store, config or ServerConfig())
     add_handlers(app)
+    for routes in ROUTES:
+        app.include_router(routes)
+    app.include_router(stream.routes)
+    add_documents(app)
     app.add_middleware(Gate, wiring=wiring_of(app))
     return app
 
@@ -52,4 +62,5 @@ def create_app(store: Store, config: ServerConfig | None = None) -> FastAPI:
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     threads = wiring_of(app).config.threads
     anyio.to_thread.current_default_thread_limiter().total_tokens = threads
-    yield
+    async with stream.opened(app):
+        yield

@@ -13,14 +13,25 @@ from uuid import UUID
 
 from fastapi import Depends, FastAPI, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from starlette.requests import HTTPConnection
 
-from qigstore.repository.tokens import Scope, Token, matches
+from qigstore.records import Scope
+from qigstore.repository.tokens import Token, matches
 from qigstore.server.problems import Problem
 
 if TYPE_CHECKING:
     from qigstore.server.wiring import Wiring
 
-__all__ = ["Principal", "Require", "authenticate_token", "require", "wiring_of"]
+__all__ = [
+    "Bearer",
+    "Principal",
+    "Require",
+    "address_of",
+    "authenticate_token",
+    "require",
+    "unlisted",
+    "wiring_of",
+]
 
 _BEARER = HTTPBearer(
     auto_error=False,
@@ -28,6 +39,8 @@ _BEARER = HTTPBearer(
     description="A token as `qigstore token create` prints it. It goes into this header and "
     "nowhere else: never into a URL.",
 )
+Bearer = Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)]
+"""What a request carries in its `Authorization`."""
 _CHALLENGE = {"WWW-Authenticate": 'Bearer realm="qigstore"'}
 
 
@@ -110,22 +123,18 @@ def _within(wait_s: float) -> None:
 
 
 class Require:
-    """A dependency: the holder of a token that has this scope."""
+    """A dependency of endpoints: a token of this scope."""
 
     def __init__(self, scope: Scope) -> None:
         self.scope = scope
 
-    def __call__(
-        self,
-        request: Request,
-        given: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)],
-    ) -> Principal:
-        """Recognise the token.
+    def recognise(self, request: Request, given: HTTPAuthorizationCredentials | None) -> Principal:
+        """The holder of the request's token.
 
         Raises:
             Problem: unauthorized, forbidden or too-many-requests.
         """
-        app, address = request.app, request.client.host if request.client else None
+        app, address = request.app, address_of(request)
         if given is None:
             _within(wiring_of(app).refusals.take(address))
             words = "send `Authorization: Bearer qs_…`; `qigstore token create` makes a token"
@@ -136,6 +145,25 @@ class Require:
         return who
 
 
-def require(scope: Scope) -> Require:
+class _Holder(Require):
+    def __call__(self, request: Request, given: Bearer) -> Principal:
+        return self.recognise(request, given)
+
+
+def address_of(connection: HTTPConnection) -> str | None:
+    """Where a request or WebSocket came from."""
+    return connection.client.host if connection.client else None
+
+
+def require(scope: Scope) -> _Holder:
     """A dependency for endpoints: `Annotated[Principal, Depends(require("read"))]`."""
-    return Require(scope)
+    return _Holder(scope)
+
+
+def unlisted(request: Request) -> None:
+    """A dependency: anybody, no faster than those without a valid token.
+
+    Raises:
+        Problem: too-many-requests.
+    """
+    _within(wiring_of(request.app).anybody.take(address_of(request)))

@@ -21,7 +21,8 @@ class Wiring:
     """The store, the limits and the meters of one application.
 
     Attributes:
-        rates: requests of each token. refusals: requests without a valid one, of each address.
+        rates: requests of each token. refusals: those without a valid one, of each address.
+        anybody: requests that need no token, of each address.
         readers: places for those who read whole checkpoints.
     """
 
@@ -30,6 +31,7 @@ class Wiring:
     meters: Meters
     rates: RateLimit
     refusals: RateLimit
+    anybody: RateLimit
     readers: BoundedSemaphore
 
     @classmethod
@@ -40,6 +42,7 @@ class Wiring:
             config,
             Meters(),
             RateLimit(config.requests_per_s, config.burst),
+            RateLimit(config.refusals_per_s, config.refusals_burst),
             RateLimit(config.refusals_per_s, config.refusals_burst),
             BoundedSemaphore(config.readers_max),
         )

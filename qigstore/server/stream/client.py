@@ -9,7 +9,7 @@ that is left is known. What the channel sends from then on waits in its queue.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import TYPE_CHECKING
 
 from qigstore.errors import InvalidInput
@@ -31,7 +31,7 @@ _REACH_S = 30.0
 
 async def envelopes(
     hub: Hub, channel: Channel, after: Position | None
-) -> AsyncIterator[Envelope]:
+) -> AsyncGenerator[Envelope, None]:
     """Everything after a position, or from now on; ends where the client is too slow."""
     subscriber: Subscriber | None = None
     own = after or channel.position
@@ -84,9 +84,7 @@ async def _between(
     covers, kinds = channel.subscription.covers, channel.subscription.kinds
     feed = hub.store.feed
     while seen != target.seen:
-        changes, seen = await hub.read(
-            feed.changes, seen, target.seen.snapshot, CHANGES_A_PAGE
-        )
+        changes, seen = await hub.read(feed.changes, seen, target.seen.snapshot, CHANGES_A_PAGE)
         for change in changes:
             if change.kind in kinds and covers(change.session):
                 at = Position(change.seen, marks)
@@ -106,9 +104,7 @@ async def _between(
             yield channel.write("telemetry", data, Position(seen, marks))
 
 
-def _behind(
-    look: Look, own: Position, target: Position
-) -> list[tuple[WriterKey, Mark, Progress]]:
+def _behind(look: Look, own: Position, target: Position) -> list[tuple[WriterKey, Mark, Progress]]:
     """The writers to read, each from where to where."""
     found = []
     for key, progress in look.writers.items():

@@ -24,7 +24,7 @@ from qigstore.repository.snapshots import Snapshot
 
 __all__ = ["TOKEN_CHARACTERS_MAX", "Position", "read_token", "write_token"]
 
-TOKEN_CHARACTERS_MAX = 200_000
+TOKEN_CHARACTERS_MAX = 48_000
 _VERSION = 1
 _NUMBER_BYTES_MAX = 10
 _EXPECTED = "the `seq` of an envelope of this store, with the same sessions and kinds"
