@@ -112,7 +112,7 @@ class Change(NamedTuple):
     """An event or a checkpoint as it is now.
 
     Attributes:
-        transaction: which changed it last; a later change of the same one has a greater number.
+        transaction: which changed it last.
         seen: what is known once it is.
     """
 

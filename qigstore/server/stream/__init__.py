@@ -19,7 +19,7 @@ and what has the smaller number may commit last. So a place holds the last recor
 (`repository.feed`). It is read from the database and from nothing else, so that it holds at any
 server, and after any of them is gone. Telemetry comes in parts, of one writer each, which say from
 which record to which (`first_seq`, `last_seq`): one begins where the one before it ended. An event
-or a checkpoint comes again when it changes, with a greater `change`.
+or a checkpoint comes again when it changes, with another `change`; what comes later is later.
 
 **Followed** are the 1,000 writers heard of last. Rows of another one, such as a spool found after
 months, are in the database and not in the stream, until it is among them.

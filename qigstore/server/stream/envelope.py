@@ -40,7 +40,7 @@ def envelope(seq: str, kind: str, data: Any) -> Envelope:
 
 
 def change_data(change: Change) -> dict[str, Any]:
-    """An event or a checkpoint; of the same `id` the greater `change` is the later one."""
+    """An event or a checkpoint as it was then; the same `id` and `change` come once."""
     record = fields_of(change.record)
     record.pop("session_id")
     record.pop("path", None)  # a folder of the machine that trains is nobody else's business
