@@ -33,6 +33,8 @@ def as_json(value: Any) -> Any:
         return value
     if is_dataclass(value) and not isinstance(value, type):
         return as_json(fields_of(value))
+    if isinstance(value, tuple) and hasattr(value, "_asdict"):
+        return as_json(value._asdict())
     if isinstance(value, Mapping):
         return {str(key): as_json(item) for key, item in value.items()}
     if isinstance(value, datetime):

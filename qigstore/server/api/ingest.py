@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from qigstore.encoding import NON_FINITE
 from qigstore.exchange.importer import row_groups
-from qigstore.recording.geometry import BASIN_DIMENSION_MAX, BasinTrack
+from qigstore.recording.geometry import BASIN_DIMENSION_MAX, check_basin
 from qigstore.recording.values import METRICS_MAX, check_names, regime_code
 from qigstore.repository import TelemetryBatch
 from qigstore.repository.batches import STEP_MAX
@@ -89,10 +89,8 @@ def ingest(at: Writes, batch: Batch) -> Response:
     Unsure whether it arrived, send it again as it was. `stale-writer` says that it does not follow
     what is settled, or that a later process took over: ask for the writer's state.
     """
-    info, now, track = at.session(), datetime.now(UTC), BasinTrack()
-    rows = [
-        _row(batch, seq, row, now, track) for seq, row in enumerate(batch.rows, batch.first_seq)
-    ]
+    info, now = at.session(), datetime.now(UTC)
+    rows = [_row(batch, seq, row, now) for seq, row in enumerate(batch.rows, batch.first_seq)]
     last = rows[-1].seq
     done = at.store.telemetry.append(
         TelemetryBatch(
@@ -109,13 +107,13 @@ def ingest(at: Writes, batch: Batch) -> Response:
     return encoded({"rows": done.rows, "repeated": done.repeated, "acked_seq": last})
 
 
-def _row(batch: Batch, seq: int, sent: SentRow, now: datetime, track: BasinTrack) -> ExportedRow:
+def _row(batch: Batch, seq: int, sent: SentRow, now: datetime) -> ExportedRow:
     """A row as the store knows it; what `record()` would refuse is refused here."""
     metrics: Mapping[str, float] = {name: float(value) for name, value in sent.metrics.items()}
     check_names(tuple(metrics))
     if sent.regime is not None:
         regime_code(sent.regime)
-    basin = None if sent.basin is None else track.check(sent.basin).tolist()
+    basin = None if sent.basin is None else check_basin(sent.basin).tolist()
     moment = sent.time or now
     return ExportedRow(
         batch.attempt, batch.rank, sent.step, seq, moment, sent.regime, metrics, basin
