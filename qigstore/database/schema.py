@@ -33,6 +33,7 @@ __all__ = [
     "attempt",
     "audit",
     "basin",
+    "change",
     "checkpoint",
     "curve",
     "event",
@@ -60,6 +61,7 @@ metadata = MetaData(
 )
 
 _NOW = text("now()")
+_TRANSACTION = text("pg_current_xact_id()::text::bigint")
 _EMPTY = text("'{}'::jsonb")
 # In PostgreSQL NaN equals itself and is greater than every number, so this excludes NaN and ±inf.
 _FINITE = "{0} IS NULL OR ({0} > '-Infinity'::float8 AND {0} < 'Infinity'::float8)"
@@ -139,6 +141,10 @@ writer = Table(
     Column("max_step", BigInteger),
     # Steps that its narrowest bucket of a curve covers; NULL: too few rows so far, 0: no buckets.
     Column("bucket_steps", BigInteger),
+    # Records up to this one may hold steps in another order than their own; later ones do not.
+    Column("reordered_seq", BigInteger, nullable=False, server_default=text("0")),
+    # The transaction that made it; see `change`.
+    Column("created_in", BigInteger, nullable=False, server_default=_TRANSACTION),
     _time("created_at", required=True),
     _time("stored_at"),
     UniqueConstraint("attempt_id", "rank"),
@@ -306,6 +312,19 @@ recovery_event = Table(
     Column("skip_last", BigInteger),
     _time("decided_at", required=True),
     Index(None, "session_id", "decided_at"),
+)
+
+# Which transaction changed an event or a checkpoint last: with a snapshot it tells what is new
+# (`repository.feed`). Kept by a trigger, so that no way to change one is left out.
+change = Table(
+    "change",
+    metadata,
+    Column("id", UUID(as_uuid=True), primary_key=True),
+    Column("kind", Text, nullable=False),
+    Column("session_id", BigInteger, ForeignKey(session.c.id, ondelete="CASCADE"), nullable=False),
+    Column("changed_in", BigInteger, nullable=False),
+    Index(None, "changed_in"),
+    Index(None, "session_id"),
 )
 
 # Who may ask the REST server. The secret itself is shown once and never stored.

@@ -17,6 +17,7 @@ from qigstore.repository.curves import Curve, Curves
 from qigstore.repository.decisions import Decisions
 from qigstore.repository.events import Events
 from qigstore.repository.exports import Exports
+from qigstore.repository.feed import Feed
 from qigstore.repository.overview import Overview
 from qigstore.repository.sessions import Sessions
 from qigstore.repository.stops import Stops
@@ -47,7 +48,7 @@ class Store:
 
     Attributes:
         sessions, writers, telemetry, basins, curves, timelines, overview, events, stops,
-            checkpoints, decisions, exports, tokens, audit: one repository a noun.
+            checkpoints, decisions, exports, feed, tokens, audit: one repository a noun.
         database: where they keep it.
     """
 
@@ -65,6 +66,7 @@ class Store:
         self.checkpoints = Checkpoints(database)
         self.decisions = Decisions(database)
         self.exports = Exports(database)
+        self.feed = Feed(database, self.telemetry)
         self.tokens = Tokens(database)
         self.audit = Audit(database)
         self._id: UUID | None = None

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import anyio.to_thread
 from fastapi import FastAPI
 
+from qigstore.server import stream
 from qigstore.server.api import ROUTES
 from qigstore.server.auth import wiring_of
 from qigstore.server.config import ServerConfig
@@ -51,6 +52,7 @@ def create_app(store: Store, config: ServerConfig | None = None) -> FastAPI:
     add_handlers(app)
     for routes in ROUTES:
         app.include_router(routes)
+    app.include_router(stream.routes)
     add_documents(app)
     app.add_middleware(Gate, wiring=wiring_of(app))
     return app
@@ -60,4 +62,5 @@ def create_app(store: Store, config: ServerConfig | None = None) -> FastAPI:
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     threads = wiring_of(app).config.threads
     anyio.to_thread.current_default_thread_limiter().total_tokens = threads
-    yield
+    async with stream.opened(app):
+        yield

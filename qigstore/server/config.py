@@ -29,6 +29,7 @@ class ServerConfig:
         refusals_per_s, refusals_burst: the same of requests without a valid token, of one address.
         threads: requests at work at the same time; each holds at most one database connection.
         requests_max: requests open at the same time, those that wait for a thread included.
+        streams_max, token_streams_max: streams open at the same time, of all and of one token.
         readers_max: checkpoints read whole at the same time (verify, recover).
     """
 
@@ -44,6 +45,8 @@ class ServerConfig:
     refusals_burst: int = 50
     threads: int = 16
     requests_max: int = 256
+    streams_max: int = 1_000
+    token_streams_max: int = 100
     readers_max: int = 2
 
     def __post_init__(self) -> None:

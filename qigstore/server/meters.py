@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter, defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from threading import Lock
 
 __all__ = ["Meters"]
@@ -16,17 +18,26 @@ class Meters:
     """Counts of requests; any number of threads may add to them.
 
     Attributes:
-        open: requests and streams that are open now.
+        open: requests that are open now. streams: the same of streams, which count apart.
         started_at: Unix seconds.
     """
 
     def __init__(self) -> None:
-        self.open = 0
+        self.open = self.streams = 0
         self.started_at = time.time()
         self._lock = Lock()
         self._answers: Counter[tuple[str, str, int]] = Counter()
         self._seconds: defaultdict[tuple[str, str], float] = defaultdict(float)
         self._refusals: Counter[str] = Counter()
+
+    @contextmanager
+    def stream(self) -> Iterator[None]:
+        """While the block lasts, its request is a stream."""
+        self.open, self.streams = self.open - 1, self.streams + 1
+        try:
+            yield
+        finally:
+            self.open, self.streams = self.open + 1, self.streams - 1
 
     def count(self, method: str, route: str, status: int, seconds: float) -> None:
         """An answer; `route` is the path with its parameters as names, so that kinds are few."""
