@@ -14,6 +14,7 @@ from qigstore.checkpoints import CheckpointStore
 from qigstore.checkpoints.archive import archive
 from qigstore.checkpoints.holds import in_use
 from qigstore.errors import CheckpointCorrupt, CheckpointFormatError, NotFound
+from qigstore.place import folders_only
 from qigstore.records import Candidate, Checkpoint, CheckpointStatus
 from qigstore.server.api import route
 from qigstore.server.api.route import Access, Reads, ReadsCheckpoints, answers, encoded
@@ -153,7 +154,7 @@ def reading_slot(at: Access) -> Iterator[None]:
 
 
 def _folders(at: Access) -> CheckpointStore:
-    return CheckpointStore(at.wiring.config.settings.checkpoint_root)
+    return folders_only(at.wiring.config.settings).folders
 
 
 def _checkpoint(at: Access, checkpoint_id: UUID) -> Checkpoint:
