@@ -144,6 +144,8 @@ def test_what_the_server_refuses_is_one_error(dsn: str, store: Store, role: str)
     mine = Database(as_role(dsn, store.database, role, "writer"))
     with pytest.raises(StoreError, match="permission denied"):
         access.grant(mine, "another", "reader", create=True)
+    with pytest.raises(StoreError, match=r"denied|must be owner|not available"):
+        Store(mine).basins.make_index()
     mine.dispose()
     with pytest.raises(ConfigurationError, match="reader or writer"):
         access.grant(store.database, role, "owner")  # type: ignore[arg-type]
