@@ -18,7 +18,6 @@ from qigstore.database import migrate, schema, views
 from qigstore.database.engine import Database
 from qigstore.records import Candidate, Checkpoint, Decision, Event
 from qigstore.repository import Store
-from qigstore.repository.curve_buckets import BUCKET_ROWS
 
 pytest_plugins = ["ways"]
 
@@ -316,25 +315,23 @@ def test_the_migrations_make_exactly_what_the_models_say(
 
 
 def test_curve_buckets_are_the_stored_ones_by_name(any_store: Store) -> None:
-    sender, count = Sender(any_store), 3 * BUCKET_ROWS + 8
-    loss = [math.nan if step == 5 else float(step) for step in range(count)]
-    sender.send(range(count), {"loss": loss, "mine": [1.0] * count})
+    sender = Sender(any_store)
+    loss = [math.nan if step == 5 else float(step) for step in range(200)]
+    sender.send(range(200), {"loss": loss, "mine": [1.0] * 200})
     found = seen(
         any_store,
-        "SELECT * FROM qigstore.curve_buckets WHERE session = 'ocean' AND width = %s "
+        "SELECT * FROM qigstore.curve_buckets WHERE session = 'ocean' AND width = 64 "
         "ORDER BY metric, start",
-        BUCKET_ROWS,
     )
-    key = {"session": "ocean", "attempt": 1, "rank": 0, "width": BUCKET_ROWS}
+    key = {"session": "ocean", "attempt": 1, "rank": 0, "width": 64}
     assert [(row["metric"], row["start"]) for row in found] == [
-        (name, BUCKET_ROWS * number) for name in ("loss", "mine") for number in range(3)
+        (name, start) for name in ("loss", "mine") for start in (0, 64, 128)
     ]
-    counts = {"finite": BUCKET_ROWS - 1, "nans": 1, "infs": 0}
-    most = float(BUCKET_ROWS - 1)
-    mean = pytest.approx((most * BUCKET_ROWS / 2 - 5) / most)
-    values = {"metric": "loss", "start": 0, "low": 0.0, "high": most, "mean": mean}
+    counts = {"finite": 63, "nans": 1, "infs": 0}
+    mean = (sum(range(64)) - 5) / 63
+    values = {"metric": "loss", "start": 0, "low": 0.0, "high": 63.0, "mean": pytest.approx(mean)}
     assert found[0] == key | values | counts
-    assert (found[3]["finite"], found[3]["nans"], found[3]["mean"]) == (BUCKET_ROWS, 0, 1.0)
+    assert (found[3]["finite"], found[3]["nans"], found[3]["mean"]) == (64, 0, 1.0)
 
 
 def test_event_history_is_each_event_by_the_name_of_its_session(any_store: Store) -> None:
