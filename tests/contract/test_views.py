@@ -124,6 +124,41 @@ def test_custom_metrics_are_shown_by_name_and_only_where_measured(any_store: Sto
     assert len(found) == 3
 
 
+@pytest.mark.parametrize("places", [(1,), (3, 16), (16, 17), (2, 30), (17,), ()])
+def test_custom_metrics_in_columns_and_past_them_are_one_array_by_position(
+    store: Store, places: tuple[int, ...]
+) -> None:
+    sender = Sender(store)
+    sender.send([0], {f"m{place}": [float(place)] for place in range(1, 31)})
+    sender.send([1], {f"m{place}": [float(place)] for place in places})
+    expected = [float(p) if p in places else None for p in range(1, max(places, default=0) + 1)]
+    for view in ("all_telemetry", "canonical_telemetry", "latest_telemetry"):
+        (row,) = seen(store, f"SELECT custom FROM qigstore.{view} WHERE step = 1")
+        assert row["custom"] == (expected or None)
+    by_name = "SELECT name, value FROM qigstore.telemetry_metric WHERE step = 1"
+    found = {row["name"]: row["value"] for row in seen(store, by_name)}
+    assert found == {f"m{place}": float(place) for place in places}
+    assert store.telemetry.rows(sender.id)[1].metrics == found
+    assert store.telemetry.canonical(sender.id)[1].metrics == found
+
+
+def test_every_row_of_every_attempt_and_rank_keeps_its_number_in_the_writer_s_order(
+    any_store: Store,
+) -> None:
+    first = Sender(any_store)
+    first.send([10, 11, 13, 12])
+    first.acked += 3  # lost to damage
+    any_store.telemetry.append(first.batch(first=5, last=7))
+    first.send([14, 11])
+    Sender(any_store, rank=1, of=first.attempt).send([0])
+    resumed(any_store, "ocean", 11).send([12])
+    found = seen(any_store, "SELECT * FROM qigstore.all_telemetry ORDER BY attempt, rank, seq")
+    key = [(row["attempt"], row["rank"], row["step"], row["seq"]) for row in found]
+    expected = [(1, 0, s, q) for s, q in ((10, 1), (13, 3), (12, 4), (14, 8), (11, 9))]
+    assert key == [*expected, (1, 1, 0, 1), (2, 0, 12, 1)]
+    assert sorted((r.step, r.seq) for r in first.read()) == sorted(row[2:] for row in expected)
+
+
 def test_the_latest_row_is_the_newest_attempt_s_and_names_its_regime(any_store: Store) -> None:
     Sender(any_store).send(range(100), {"phi": [0.1] * 100})
     second = Sender(any_store)

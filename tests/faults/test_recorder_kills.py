@@ -32,7 +32,7 @@ ROUND = 50
 ARRIVED = """
 SELECT a.id, count(*), count(DISTINCT t.seq), min(t.seq), max(t.seq),
        bool_and(t.step = 3 * t.seq AND t.loss = t.seq * 0.5 AND (t.phi IS NULL) = (t.seq % 5 <> 0))
-FROM qigstore.telemetry t
+FROM qigstore.all_telemetry t
 JOIN qigstore.attempt a ON a.session_id = t.session_id AND a.number = t.attempt
 GROUP BY a.id
 """

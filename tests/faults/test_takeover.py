@@ -27,8 +27,8 @@ ROWS_AFTER = 200
 """How many rows the stale process still records once it knows that it is stale."""
 
 ROWS = """
-SELECT t.attempt, count(*), count(DISTINCT t.seq) FROM qigstore.telemetry t
-JOIN qigstore.session s ON s.id = t.session_id WHERE s.name = %s GROUP BY 1
+SELECT t.attempt, count(*), count(DISTINCT t.seq) FROM qigstore.all_telemetry t
+WHERE t.session = %s GROUP BY 1
 """
 
 
