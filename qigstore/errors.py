@@ -13,7 +13,8 @@ as attributes, so a caller never parses a message.
     ├── NotRunning                  no living process records this session, so none can be stopped
     ├── StoreError
     │   ├── StoreUnavailable        no database answers
-    │   │   └── EmbeddedServerError the local server cannot be started
+    │   │   ├── EmbeddedServerError the local server cannot be started
+    │   │   └── StoreDenied         it answers, and its role lacks a right
     │   ├── SchemaOutdated          the database's schema is not the one this version speaks
     │   ├── StaleWriter             a later process took this writer's place, or rows are missing
     │   └── SqlError                the server refused a statement that a person typed
@@ -60,6 +61,7 @@ __all__ = [
     "SpoolFull",
     "SqlError",
     "StaleWriter",
+    "StoreDenied",
     "StoreError",
     "StoreUnavailable",
 ]
@@ -158,6 +160,17 @@ class StoreUnavailable(StoreError):
 
 class EmbeddedServerError(StoreUnavailable):
     """The local PostgreSQL server could not be found, started or reached."""
+
+
+class StoreDenied(StoreUnavailable):
+    """The database answers, and the role that logged in lacks a right there."""
+
+    def __init__(self, address: str, reason: str) -> None:
+        super().__init__(address, reason)
+        self.args = (
+            f"the database at {address} denies this role: {reason}. Connect as the role that owns "
+            "the schema `qigstore`, or have it grant the right.",
+        )
 
 
 class SchemaOutdated(StoreError):

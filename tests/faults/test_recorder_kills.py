@@ -6,21 +6,16 @@ batch is on its way to PostgreSQL, and while another process drains what a dead 
 
 from __future__ import annotations
 
-import json
 import random
-import subprocess
-import sys
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic
-from typing import Any
 from uuid import UUID, uuid4
 
 import psycopg
 import pytest
 from figures import figure
+from processes import nursery
 
 from qigstore.recording.drain import drain_leftovers
 from qigstore.repository import Store
@@ -38,29 +33,6 @@ GROUP BY a.id
 """
 
 
-@contextmanager
-def nursery() -> Iterator[Any]:
-    """A function that gives one order and waits for the answer."""
-    with subprocess.Popen(
-        [sys.executable, str(NURSERY)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        stdin, stdout = process.stdin, process.stdout
-        assert stdout.readline() == "ready\n"
-
-        def order(**what: Any) -> int:
-            stdin.write(json.dumps(what) + "\n")
-            stdin.flush()
-            return int(stdout.readline())
-
-        try:
-            yield order
-        finally:
-            stdin.close()
-            process.wait(60)
-
-
 def arrived(dsn: str) -> dict[UUID, int]:
     """Rows of each attempt, after checking that they are 1…n, once each and with their values."""
     found = {}
@@ -76,7 +48,7 @@ def kill(kills: int, root: Path, dsn: str, store: Store, rng: random.Random) -> 
     returned: dict[UUID, int] = {}
     kinds: Counter[str] = Counter()
     began = monotonic()
-    with nursery() as order:
+    with nursery(NURSERY) as order:
         while sum(kinds.values()) < kills:
             for _ in range(min(ROUND, kills - sum(kinds.values()))):
                 mode = rng.choices(["record", "ship", "drain"], [6, 2, 1])[0]
