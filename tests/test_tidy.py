@@ -26,7 +26,7 @@ LEVELS: tuple[frozenset[str], ...] = (
     frozenset({"database"}),
     frozenset({"repository"}),
     frozenset({"recording", "safety", "checkpoints"}),
-    frozenset({"recovery", "leftovers"}),
+    frozenset({"recovery", "leftovers", "query"}),
     frozenset({"attempt", "exchange"}),
     frozenset({"link"}),
     frozenset({"rooms"}),

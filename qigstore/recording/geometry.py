@@ -15,10 +15,40 @@ if TYPE_CHECKING:
 
     Basin = NDArray[np.float64]
 
-__all__ = ["BASIN_DIMENSION_MAX", "BasinTrack"]
+__all__ = ["BASIN_DIMENSION_MAX", "BasinTrack", "check_basin"]
 
 BASIN_DIMENSION_MAX = 16_384
 _TINY = sys.float_info.min
+
+
+def check_basin(basin: Any, name: str = "basin") -> Basin:
+    """A distribution as a float64 vector of its own, `(n,)`.
+
+    Raises:
+        InvalidInput: it is none; nothing is clipped or renormalised.
+    """
+    import numpy as np
+
+    from qigkernels import ValidationError, validate_distribution
+    from qigkernels.validation import SUM_TOLERANCE
+
+    if hasattr(basin, "detach"):
+        basin = basin.detach().cpu()
+    expected = "a 1-D probability vector (entries ≥ 0, sum 1 within 1e-8)"
+    try:
+        point = np.array(basin, dtype=np.float64)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InvalidInput(name, basin, expected) from error
+    if point.ndim != 1 or not 2 <= len(point) <= BASIN_DIMENSION_MAX:
+        shape = f"shape {point.shape}"
+        raise InvalidInput(name, shape, f"{expected} of 2 to {BASIN_DIMENSION_MAX} entries")
+    if point.min() >= 0.0 and abs(point.sum() - 1.0) <= SUM_TOLERANCE:
+        return point
+    try:
+        validate_distribution(point, name)  # the same question, with words for each answer
+    except ValidationError as error:
+        raise InvalidInput(name, basin, f"{expected}: {error}") from error
+    return point
 
 
 class BasinTrack:
@@ -31,35 +61,6 @@ class BasinTrack:
         self.reference: Basin | None = None
         self._last: tuple[Basin, ...] = ()
         self._stride = 0.0  # between the two in `_last`
-
-    def check(self, basin: Any, name: str = "basin") -> Basin:
-        """A distribution as a float64 vector of its own, `(n,)`.
-
-        Raises:
-            InvalidInput: it is none; nothing is clipped or renormalised.
-        """
-        import numpy as np
-
-        from qigkernels import ValidationError, validate_distribution
-        from qigkernels.validation import SUM_TOLERANCE
-
-        if hasattr(basin, "detach"):
-            basin = basin.detach().cpu()
-        expected = "a 1-D probability vector (entries ≥ 0, sum 1 within 1e-8)"
-        try:
-            point = np.array(basin, dtype=np.float64)
-        except (TypeError, ValueError, OverflowError) as error:
-            raise InvalidInput(name, basin, expected) from error
-        if point.ndim != 1 or not 2 <= len(point) <= BASIN_DIMENSION_MAX:
-            shape = f"shape {point.shape}"
-            raise InvalidInput(name, shape, f"{expected} of 2 to {BASIN_DIMENSION_MAX} entries")
-        if point.min() >= 0.0 and abs(point.sum() - 1.0) <= SUM_TOLERANCE:
-            return point
-        try:
-            validate_distribution(point, name)  # the same question, with words for each answer
-        except ValidationError as error:
-            raise InvalidInput(name, basin, f"{expected}: {error}") from error
-        return point
 
     def measure(self, point: Basin) -> dict[str, float]:
         """basin_distance, geodesic_distance (both radians) and curvature (1/radian).

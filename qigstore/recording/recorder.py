@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
 from qigkernels.regimes import NO_REGIME, Regime, RegimeDetector, RegimeThresholds
 from qigstore.errors import InvalidInput
-from qigstore.recording.geometry import BasinTrack
+from qigstore.recording.geometry import BasinTrack, check_basin
 from qigstore.recording.values import (
     RESERVED,
     STEP_BITS,
@@ -145,7 +145,7 @@ class Recorder(Generic[A]):
         row = dict(zip(given, to_numbers(given, given.values()), strict=True))
         code = None if regime is None else regime_code(regime)
         with self._spool.lock:
-            point = None if basin is None else self._track.check(basin)
+            point = None if basin is None else check_basin(basin)
             told = {} if point is None else self._track.measure(point)
             row = told | row
             plan = self._plan_of(tuple(row), 0 if point is None else len(point))
@@ -203,6 +203,6 @@ class Recorder(Generic[A]):
         Raises:
             InvalidInput: it is no distribution.
         """
-        point = self._track.check(basin, "reference basin")
+        point = check_basin(basin, "reference basin")
         with self._spool.lock:
             self._track.reference = point

@@ -9,15 +9,18 @@ from uuid import UUID
 from sqlalchemy import select
 
 from qigstore.database import schema
+from qigstore.repository.basins import Basins
 from qigstore.repository.batches import AppendResult, RowGroup, TelemetryBatch
 from qigstore.repository.checkpoints import Checkpoints
 from qigstore.repository.curves import Curve, Curves
 from qigstore.repository.decisions import Decisions
 from qigstore.repository.events import Events
 from qigstore.repository.exports import Exports
+from qigstore.repository.overview import Overview
 from qigstore.repository.sessions import Sessions
 from qigstore.repository.stops import Stops
 from qigstore.repository.telemetry import RowCount, Telemetry
+from qigstore.repository.timelines import Span, Timeline, Timelines
 from qigstore.repository.writers import Writers, WriterState
 
 if TYPE_CHECKING:
@@ -28,8 +31,10 @@ __all__ = [
     "Curve",
     "RowCount",
     "RowGroup",
+    "Span",
     "Store",
     "TelemetryBatch",
+    "Timeline",
     "WriterState",
     "open_store",
 ]
@@ -39,8 +44,8 @@ class Store:
     """All repositories on one database; any number of threads may use it.
 
     Attributes:
-        sessions, writers, telemetry, curves, events, stops, checkpoints, decisions, exports:
-            one repository a noun.
+        sessions, writers, telemetry, basins, curves, timelines, overview, events, stops,
+            checkpoints, decisions, exports: one repository a noun.
         database: where they keep it.
     """
 
@@ -49,7 +54,10 @@ class Store:
         self.sessions = Sessions(database)
         self.writers = Writers(database)
         self.telemetry = Telemetry(database)
+        self.basins = Basins(database)
         self.curves = Curves(database)
+        self.timelines = Timelines(database)
+        self.overview = Overview(database)
         self.events = Events(database)
         self.stops = Stops(database)
         self.checkpoints = Checkpoints(database)

@@ -14,6 +14,7 @@ from qigstore.errors import InvalidInput, NotFound
 from qigstore.repository import curve_buckets as stored
 from qigstore.repository.buckets import Buckets, bucket_rows, join_buckets, widen
 from qigstore.repository.curve_buckets import COUNTS, CUSTOM_FROM, PLACES, VALUES, Past
+from qigstore.repository.texts import METRIC_CHARACTERS_MAX, text_value
 
 if TYPE_CHECKING:
     import psycopg
@@ -78,28 +79,60 @@ class Curves:
         """
         if points < 1:
             raise InvalidInput("points", points, "at least 1")
+        width, buckets = self.read_buckets(
+            session_id, metric, attempt=attempt, rank=rank, start=start, stop=stop, points=points
+        )
+        return _thin(buckets, width, points)
+
+    def check_metric(self, session_id: int, metric: str) -> None:
+        """Whether a session may have such a metric: a standard one, or one it has recorded.
+
+        Raises:
+            NotFound: it has not.
+        """
+        with self._database.raw() as connection, connection.cursor() as cursor:
+            _find_metric(cursor, session_id, metric)
+
+    def read_buckets(
+        self,
+        session_id: int,
+        metric: str,
+        *,
+        attempt: int,
+        rank: int,
+        start: int,
+        stop: int | None,
+        points: int,
+        raw_rows: int | None = None,
+    ) -> tuple[int, Buckets]:
+        """The same before it is thinned: the width, and at most about 2·`points` buckets of it.
+
+        Up to `raw_rows` a point come from the rows one by one, with the width 1.
+
+        Raises:
+            NotFound: the session never recorded such a metric.
+        """
         key = {"session": session_id, "attempt": attempt, "rank": rank}
         with self._database.raw() as connection, connection.cursor(binary=True) as cursor:
             value, place = _find_metric(cursor, session_id, metric)
             found = cursor.execute(_PAST, key).fetchone()
             if found is None:
-                return _thin(join_buckets([], 1), 1, points)
+                return 1, join_buckets([], 1)
             past = Past(*found)
             key = {"writer": past.writer}
             assert past.least is not None
             assert past.most is not None
             low = max(start, past.least)
             high = past.most + 1 if stop is None else min(stop, past.most + 1)
-            width = _width(past, high - low, points)
+            few = points * (_RAW_ROWS_A_POINT if raw_rows is None else raw_rows)
+            width = _width(past, high - low, points, few)
             pieces = list(_cover(low, high, width, past)) if low < high else []
             query = _VALUES_OF_ROWS.replace("{value}", value)
             rows = _read(cursor, query, key, [piece for piece in pieces if piece[0] == 1])
             wide = [piece for piece in pieces if piece[0] > 1]
             buckets = _read(cursor, _VALUES_OF_BUCKETS, key | {"at": place}, wide)
             parts = [_rows_of(rows), _buckets_of(buckets)]
-        if width == 1:
-            width = 1 if len(parts[0]) <= points else -(-(high - low) // points)
-        return _thin(join_buckets(parts, width), width, points)
+        return width, join_buckets(parts, width)
 
 
 _PAST = """
@@ -136,6 +169,7 @@ def _find_metric(cursor: Cursor, session_id: int, metric: str) -> tuple[str, int
     """How a row's value is written in SQL, and the place in a bucket's arrays, from 1."""
     if metric in PLACES:
         return metric, PLACES[metric] + 1
+    text_value("metric name", metric, METRIC_CHARACTERS_MAX)
     row = cursor.execute(_POSITION, (session_id, metric)).fetchone()
     if row is None:
         raise NotFound("metric", metric)
@@ -145,12 +179,12 @@ def _find_metric(cursor: Cursor, session_id: int, metric: str) -> tuple[str, int
     return value, CUSTOM_FROM + position
 
 
-def _width(past: Past, span: int, points: int) -> int:
+def _width(past: Past, span: int, points: int, few: int) -> int:
     """The widest buckets of which there are still enough; 1: the rows are few."""
     assert past.most is not None
     assert past.least is not None
     rows = past.rows * max(span, 1) / (past.most - past.least + 1)
-    if not past.width or rows <= _RAW_ROWS_A_POINT * points:
+    if not past.width or rows <= few:
         return 1
     width = past.width
     while span // (width * stored.FACTOR) >= points / 2:
@@ -197,9 +231,9 @@ def _buckets_of(lines: Sequence[tuple[Any, ...]]) -> Buckets:
 
 def _thin(buckets: Buckets, width: int, points: int) -> Curve:
     """At most `points` of them."""
-    times = -(-len(buckets) // points)
-    if times > 1:
-        width *= times
+    if len(buckets) > points:
+        extent = int(buckets.start[-1] - buckets.start[0]) + width
+        width *= -(-extent // (points * width)) if width == 1 else -(-len(buckets) // points)
         buckets = widen(buckets, width)
         while len(buckets) > points:  # they need not begin at a multiple of the new width
             width *= 2
