@@ -15,20 +15,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 from qigstore.checkpoints import CheckpointStore
-from qigstore.errors import SessionBusy, StoreError
+from qigstore.errors import NotRunning, SessionBusy, StoreError
 from qigstore.leftovers import OFFLINE, settle_leftovers, spools
 from qigstore.recording import Draining, Spool, SpoolIdentity
 from qigstore.records import AttemptInfo, SessionInfo
 
 if TYPE_CHECKING:
     from qigstore.recording import DrainReport
-    from qigstore.repository import Store
+    from qigstore.repository import Store, WriterState
     from qigstore.settings import Settings
 
-__all__ = ["Claim", "claim", "claim_offline"]
+__all__ = ["Claim", "Newcomer", "claim", "claim_from_afar", "claim_offline"]
 
 _log = logging.getLogger("qigstore")
 _SHIPPING_LIMIT_S, _SHIPPING_POLL_S = 60.0, 0.05
@@ -55,6 +55,22 @@ class Claim:
             return
         self.spool.close()
         store.sessions.close_attempt(self.attempt.id, "failed", reason="could not be opened")
+
+
+@dataclass(frozen=True, slots=True)
+class Newcomer:
+    """A process elsewhere that wants to record: its own ids, so that asking twice asks once.
+
+    Attributes:
+        attempt: of the run, the same for each of its ranks. writer: of this rank alone.
+        host, pid: where it runs, for whoever looks for it.
+    """
+
+    attempt: UUID
+    writer: UUID
+    rank: int
+    host: str
+    pid: int
 
 
 def claim(
@@ -252,3 +268,36 @@ def _may_live(rival: AttemptInfo | SpoolIdentity, *, held: bool) -> bool:
     except PermissionError:
         return True
     return True
+
+
+def claim_from_afar(
+    store: Store,
+    settings: Settings,
+    name: str,
+    config: Mapping[str, Any],
+    newcomer: Newcomer,
+    *,
+    takeover: bool,
+) -> tuple[AttemptInfo, WriterState]:
+    """Open an attempt for a process that cannot reach the database itself; again: the same one.
+
+    Its rows wait on its own side, so that here nothing is shipped for it. Several ranks of one run
+    send the same attempt, each with its own writer.
+
+    Raises:
+        SessionBusy: a living process records this session and `takeover` is false.
+        NotRunning: that attempt has ended.
+        InvalidInput: the attempt or the writer is another's.
+    """
+    session = store.sessions.open(name, config)
+    attempt = store.sessions.open_attempt(
+        session.id, newcomer.attempt, host=newcomer.host, pid=newcomer.pid, config=config
+    )
+    if attempt.ended_at is not None:
+        raise NotRunning(name, attempt.status, attempt.reason)
+    try:
+        _settle_rivals(store, session, attempt, (), settings=settings, takeover=takeover)
+    except BaseException as error:
+        _give_up(store, attempt, f"not opened: {error}"[:2000])
+        raise
+    return attempt, store.writers.register(newcomer.writer, attempt.id, newcomer.rank)

@@ -21,6 +21,8 @@ from places import new_database, short_folder
 from qigstore.errors import EmbeddedServerError
 
 if TYPE_CHECKING:
+    from rest import Rest
+
     from qigstore.database.engine import Database
 
 SEED = int(os.environ.get("QIGSTORE_TEST_SEED") or random.SystemRandom().getrandbits(32))
@@ -169,3 +171,12 @@ def elsewhere(server_dsn: str, template: str) -> Iterator[Any]:
 
     with new_database(server_dsn, template) as dsn, Store(Database(dsn)) as other:
         yield other
+
+
+@pytest.fixture
+def rest(store: Any, home: Path) -> Iterator[Rest]:
+    """A REST server on the same."""
+    from rest import served
+
+    with served(store, home) as server:
+        yield server

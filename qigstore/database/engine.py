@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import quote
 
 import psycopg
+import psycopg.sql
 import sqlalchemy
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.pq import TransactionStatus
@@ -362,6 +363,25 @@ class Database:
                     yield connection
             finally:
                 driver.answer_timeout_s = self._answer_timeout_s
+
+    @contextmanager
+    def listening(self, channel: str) -> Iterator[Callable[[float], bool]]:
+        """A connection of its own that hears notifications; call with the seconds to wait for one.
+
+        What comes together counts as one. Behind a pooler in transaction mode nothing is heard.
+
+        Raises:
+            StoreUnavailable: at the start, or in a call: it is lost and hears no more.
+        """
+        with self._translated(), self._connect() as connection:
+            connection.autocommit = True
+            connection.execute(psycopg.sql.SQL("LISTEN {}").format(psycopg.sql.Identifier(channel)))
+
+            def heard(timeout_s: float) -> bool:
+                # Run to its end, so that what came together counts once.
+                return sum(1 for _ in connection.notifies(timeout=timeout_s, stop_after=1)) > 0
+
+            yield heard
 
     def ping(self) -> None:
         """One round trip.

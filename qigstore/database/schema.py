@@ -17,6 +17,7 @@ from sqlalchemy import (
     Identity,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     SmallInteger,
     Table,
@@ -33,7 +34,9 @@ __all__ = [
     "CUSTOM_COLUMNS",
     "SCHEMA",
     "attempt",
+    "audit",
     "basin",
+    "change",
     "checkpoint",
     "curve",
     "event",
@@ -43,6 +46,7 @@ __all__ = [
     "session",
     "store",
     "telemetry",
+    "token",
     "writer",
 ]
 
@@ -60,6 +64,7 @@ metadata = MetaData(
 )
 
 _NOW = text("now()")
+_TRANSACTION = text("pg_current_xact_id()::text::bigint")
 _EMPTY = text("'{}'::jsonb")
 # In PostgreSQL NaN equals itself and is greater than every number, so this excludes NaN and ±inf.
 _FINITE = "{0} IS NULL OR ({0} > '-Infinity'::float8 AND {0} < 'Infinity'::float8)"
@@ -143,6 +148,10 @@ writer = Table(
     Column("seq_less_step", BigInteger),
     # Steps that its narrowest bucket of a curve covers; NULL: too few rows so far, 0: no buckets.
     Column("bucket_steps", BigInteger),
+    # Records up to this one may hold steps in another order than their own; later ones do not.
+    Column("reordered_seq", BigInteger, nullable=False, server_default=text("0")),
+    # The transaction that made it; see `change`.
+    Column("created_in", BigInteger, nullable=False, server_default=_TRANSACTION),
     _time("created_at", required=True),
     _time("stored_at"),
     UniqueConstraint("attempt_id", "rank"),
@@ -323,4 +332,53 @@ recovery_event = Table(
     Column("skip_last", BigInteger),
     _time("decided_at", required=True),
     Index(None, "session_id", "decided_at"),
+)
+
+# Which transaction changed an event or a checkpoint last: with a snapshot it tells what is new
+# (`repository.feed`). Kept by a trigger, so that no way to change one is left out.
+change = Table(
+    "change",
+    metadata,
+    Column("id", UUID(as_uuid=True), primary_key=True),
+    Column("kind", Text, nullable=False),
+    Column("session_id", BigInteger, ForeignKey(session.c.id, ondelete="CASCADE"), nullable=False),
+    Column("changed_in", BigInteger, nullable=False),
+    Index(None, "changed_in"),
+    Index(None, "session_id"),
+)
+
+# Who may ask the REST server. The secret itself is shown once and never stored.
+token = Table(
+    "token",
+    metadata,
+    Column("id", UUID(as_uuid=True), primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("digest", LargeBinary, nullable=False),
+    Column("scopes", ARRAY(Text), nullable=False),
+    # The sessions it is for, `*` for any characters; NULL: all of them.
+    Column("sessions", Text),
+    _time("created_at", required=True),
+    _time("expires_at"),
+    _time("revoked_at"),
+    _time("last_used_at"),
+    UniqueConstraint("name"),
+    CheckConstraint("length(digest) = 32", name="digest_sha256"),
+    CheckConstraint(
+        "scopes <@ '{read,write,checkpoint,abort,admin}'::text[] AND cardinality(scopes) >= 1",
+        name="scopes_known",
+    ),
+)
+
+# Only ever added to. No foreign keys: what it names may be removed, the line stays.
+audit = Table(
+    "audit",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    _time("at", required=True),
+    Column("action", Text, nullable=False),
+    Column("actor", Text, nullable=False),
+    Column("token_id", UUID(as_uuid=True)),
+    Column("session", Text),
+    Column("address", Text),
+    Column("detail", JSONB, nullable=False, server_default=_EMPTY),
 )

@@ -33,7 +33,7 @@ from qigstore.database.views import LOST_AFTER_S
 from qigstore.errors import InvalidInput, NotFound
 from qigstore.records import AttemptInfo, AttemptStatus, SessionInfo
 from qigstore.repository.events import with_result
-from qigstore.repository.texts import document, line, near, optional_text, text_value
+from qigstore.repository.texts import document, like_pattern, line, near, optional_text, text_value
 
 if TYPE_CHECKING:
     from qigstore.database.engine import Database
@@ -102,10 +102,17 @@ class Sessions:
         return SessionInfo(*row)
 
     def list(
-        self, limit: int = 50, offset: int = 0, *, heartbeat_limit_s: float = LOST_AFTER_S
+        self,
+        limit: int = 50,
+        offset: int = 0,
+        *,
+        like: str | None = None,
+        heartbeat_limit_s: float = LOST_AFTER_S,
     ) -> builtins.list[SessionInfo]:
-        """Sessions, the newest first."""
+        """Sessions, the newest first; `like`: those of that name, `*` for any characters."""
         query = _info(heartbeat_limit_s).order_by(sessions.c.id.desc()).limit(limit).offset(offset)
+        if like is not None:
+            query = query.where(sessions.c.name.like(like_pattern(like), escape="\\"))
         with self._database.begin() as connection:
             return [SessionInfo(*row) for row in connection.execute(query)]
 

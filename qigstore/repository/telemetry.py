@@ -49,8 +49,11 @@ UPDATE qigstore.writer
 SET acked_seq = %(last)s, stored_rows = stored_rows + %(rows)s,
     repeated_rows = repeated_rows + %(repeated)s, min_step = least(min_step, %(least)s),
     max_step = greatest(max_step, %(most)s), bucket_steps = %(width)s,
-    seq_less_step = %(seq_less_step)s, stored_at = now()
-WHERE id = %(writer)s AND epoch = %(epoch)s AND acked_seq = %(first)s - 1"""
+    seq_less_step = %(seq_less_step)s, stored_at = now(),
+    reordered_seq = CASE WHEN %(least)s < max_step OR NOT %(rising)s
+                    THEN %(last)s ELSE reordered_seq END
+WHERE id = %(writer)s AND epoch = %(epoch)s AND acked_seq = %(first)s - 1
+RETURNING pg_notify('qigstore_feed', '')"""
 _NAMED = "SELECT name, position FROM qigstore.metric WHERE session_id = %s AND name = ANY(%s)"
 # Not FOR UPDATE: that would make every row that refers to the session wait.
 _LOCK_SESSION = "SELECT id FROM qigstore.session WHERE id = %s FOR NO KEY UPDATE"
@@ -273,9 +276,22 @@ def _advance(
         **told,
         "least": min((int(group.step.min()) for group in groups), default=None),
         "most": max((int(group.step.max()) for group in groups), default=None),
+        "rising": _rising(groups),
     }
     if cursor.execute(_ADVANCE, values).rowcount != 1:
         raise StaleWriter(batch.writer, batch.epoch, None)
+
+
+def _rising(groups: Sequence[RowGroup]) -> bool:
+    """Whether the steps follow the order of the records."""
+    if len(groups) == 1:
+        return bool((np.diff(groups[0].step) >= 0).all())
+    none = np.empty(0, np.int64)
+    seq, step = (
+        np.concatenate([none, *parts])
+        for parts in ([g.seq for g in groups], [g.step for g in groups])
+    )
+    return bool((np.diff(step[np.argsort(seq)]) >= 0).all())
 
 
 def _name(cursor: Cursor, session_id: int, names: Sequence[str]) -> dict[str, int]:
