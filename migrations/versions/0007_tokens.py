@@ -40,10 +40,10 @@ def upgrade() -> None:
         _time("last_used_at"),
         sa.PrimaryKeyConstraint("id", name="pk_token"),
         sa.UniqueConstraint("name", name="uq_token_name"),
-        sa.CheckConstraint("length(digest) = 32", name="ck_token_digest_sha256"),
+        sa.CheckConstraint("length(digest) = 32", name=op.f("ck_token_digest_sha256")),
         sa.CheckConstraint(
             f"scopes <@ '{_SCOPES}'::text[] AND cardinality(scopes) >= 1",
-            name="ck_token_scopes_known",
+            name=op.f("ck_token_scopes_known"),
         ),
         schema=_SCHEMA,
     )
