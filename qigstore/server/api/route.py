@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -11,6 +12,7 @@ from urllib.parse import unquote
 
 from fastapi import APIRouter, Depends, Path, Query, Request
 from fastapi.routing import APIRoute
+from pydantic import Field
 from starlette.responses import Response, StreamingResponse
 
 from qigstore.encoding import json_bytes
@@ -36,6 +38,8 @@ __all__ = [
     "ReadsCheckpoints",
     "Start",
     "Stop",
+    "Truth",
+    "Whole",
     "Writes",
     "answers",
     "encoded",
@@ -53,13 +57,13 @@ _COMMON = (
 
 
 class StrictRequest(Request):
-    """A request whose JSON is JSON: no bare NaN or Infinity, nothing deeper than the parser."""
+    """A request whose JSON is JSON: no bare NaN or Infinity, no number that would become one."""
 
     async def json(self) -> Any:
         """The body; JSONDecodeError where it is none."""
         body = await self.body()
         try:
-            return json.loads(body, parse_constant=_refuse)
+            return json.loads(body, parse_constant=_refuse, parse_float=_finite)
         except json.JSONDecodeError:
             raise
         except (ValueError, RecursionError) as error:
@@ -68,6 +72,13 @@ class StrictRequest(Request):
 
 def _refuse(word: str) -> NoReturn:
     raise ValueError(f'{word} is no JSON; send the string "{word}"')
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError(f"{text[:40]} is beyond ±1.8e308")
+    return number
 
 
 class Route(APIRoute):
@@ -211,6 +222,11 @@ Writes = Annotated[Access, Depends(OfSession("write"))]
 ReadsCheckpoints = Annotated[Access, Depends(OfSession("checkpoint"))]
 Aborts = Annotated[Access, Depends(OfSession("abort"))]
 Administers = Annotated[Access, Depends(OfAll("admin"))]
+
+Whole = Annotated[int, Field(strict=True)]
+"""An integer of a body: not 1.0, not "1", not true."""
+Truth = Annotated[bool, Field(strict=True)]
+"""A boolean of a body, likewise."""
 
 # `\\x00` cannot be stored in text, so that no metric has it in its name.
 Metric = Annotated[
