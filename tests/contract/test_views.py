@@ -18,6 +18,7 @@ from qigstore.database import migrate, schema, views
 from qigstore.database.engine import Database
 from qigstore.records import Candidate, Checkpoint, Decision, Event
 from qigstore.repository import Store
+from qigstore.repository.curve_buckets import BUCKET_ROWS
 
 pytest_plugins = ["ways"]
 
@@ -351,22 +352,24 @@ def test_the_migrations_make_exactly_what_the_models_say(
 
 def test_curve_buckets_are_the_stored_ones_by_name(any_store: Store) -> None:
     sender = Sender(any_store)
-    loss = [math.nan if step == 5 else float(step) for step in range(200)]
-    sender.send(range(200), {"loss": loss, "mine": [1.0] * 200})
+    width = BUCKET_ROWS
+    steps = range(4 * width - 1)
+    loss = [math.nan if step == 5 else float(step) for step in steps]
+    sender.send(steps, {"loss": loss, "mine": [1.0] * len(steps)})
     found = seen(
         any_store,
-        "SELECT * FROM qigstore.curve_buckets WHERE session = 'ocean' AND width = 64 "
-        "ORDER BY metric, start",
+        "SELECT * FROM qigstore.curve_buckets "
+        f"WHERE session = 'ocean' AND width = {width} ORDER BY metric, start",
     )
-    key = {"session": "ocean", "attempt": 1, "rank": 0, "width": 64}
+    key = {"session": "ocean", "attempt": 1, "rank": 0, "width": width}
     assert [(row["metric"], row["start"]) for row in found] == [
-        (name, start) for name in ("loss", "mine") for start in (0, 64, 128)
+        (name, start) for name in ("loss", "mine") for start in (0, width, 2 * width)
     ]
-    counts = {"finite": 63, "nans": 1, "infs": 0}
-    mean = (sum(range(64)) - 5) / 63
-    values = {"metric": "loss", "start": 0, "low": 0.0, "high": 63.0, "mean": pytest.approx(mean)}
-    assert found[0] == key | values | counts
-    assert (found[3]["finite"], found[3]["nans"], found[3]["mean"]) == (64, 0, 1.0)
+    counts = {"finite": width - 1, "nans": 1, "infs": 0}
+    mean = (sum(range(width)) - 5) / (width - 1)
+    values = {"metric": "loss", "start": 0, "low": 0.0, "high": width - 1.0}
+    assert found[0] == key | values | counts | {"mean": pytest.approx(mean)}
+    assert (found[3]["finite"], found[3]["nans"], found[3]["mean"]) == (width, 0, 1.0)
 
 
 def test_event_history_is_each_event_by_the_name_of_its_session(any_store: Store) -> None:
