@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Rows", "Source", "SpoolReader", "Take"]
 
-_READ_BYTES = 1 << 20
+_READ_BYTES = 4 << 20
 _TAKE_BYTES = 8 << 20
 """Of the spool, at once: with thousands of metrics a row, memory is bounded by this."""
 _ROWS_A_PAUSE = 1024
@@ -50,6 +50,9 @@ class Source(Protocol):
 
     def read(self, number: int, start: int, stop: int) -> bytes:
         """A copy of bytes of a segment."""
+
+    def mine(self, number: int) -> bool:
+        """Whether a segment is still the very memory that this process records into."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,14 +117,21 @@ class _Scan:
 
 
 def scan(
-    data: bytes, seed: int, *, rows_max: int, whole: bool, pause: Callable[[], None] | None = None
+    data: bytes,
+    seed: int | None,
+    *,
+    rows_max: int,
+    whole: bool,
+    pause: Callable[[], None] | None = None,
 ) -> _Scan:
     """Find the frames in `data`, which starts on a frame.
 
-    `whole`: nothing follows, so a frame that does not fit is damage; otherwise it ends the scan.
-    `pause` is called about every millisecond.
+    `seed`: of each frame's CRC; None: they are known to be whole. `whole`: nothing follows, so a
+    frame that does not fit is damage; otherwise it ends the scan. `pause` is called about every
+    millisecond.
     """
     found = _Scan()
+    checked = 0
     words = np.frombuffer(data, np.uint64, len(data) // 8)
     at, stop = 0, len(words)
     while at + 2 <= stop and found.count < rows_max:
@@ -129,7 +139,9 @@ def scan(
         size, kind = meta & 0xFFFF, meta >> 16 & 0xFF
         run = _run(data, words[at:], seed, min(rows_max - found.count, _ROWS_A_PAUSE))
         if run:
-            if pause is not None:
+            checked += 0 if seed is None else run
+            if pause is not None and checked >= _ROWS_A_PAUSE:
+                checked = 0
                 pause()
             if kind == KIND_ROW:
                 found.rows.setdefault(meta >> 32, []).append((at, run))
@@ -147,7 +159,7 @@ def scan(
     return found
 
 
-def _run(data: bytes, words: NDArray[np.uint64], seed: int, most: int) -> int:
+def _run(data: bytes, words: NDArray[np.uint64], seed: int | None, most: int) -> int:
     """How many whole frames of one size, kind and layout begin here; `words` is the rest."""
     size = int(words[1]) & 0xFFFF
     most = min(most, len(words) // size) if size > 1 else 0
@@ -158,6 +170,8 @@ def _run(data: bytes, words: NDArray[np.uint64], seed: int, most: int) -> int:
     if not alike.all():
         most = int(alike.argmin())
         heads = heads[:most]
+    if seed is None:
+        return most
     first, step = len(data) // 8 * 8 - 8 * len(words), 8 * size
     view = memoryview(data)
     crcs = [crc32(view[begin + 8 : begin + step], seed)
@@ -248,8 +262,11 @@ class SpoolReader:
         data = self._source.read(number, start, stop)
         if not data:  # closed, or cut since
             return None
+        # Still mapped after that: the rows came from where they were recorded, and were whole when
+        # `spans` told the end. Their CRCs would be half of what reading costs the training.
+        seed = None if self._source.mine(number) else self._seed
         whole = stop == end
-        found = scan(data, self._seed, rows_max=rows_max, whole=whole, pause=self._pause)
+        found = scan(data, seed, rows_max=rows_max, whole=whole, pause=self._pause)
         self._at = start + found.end
         return list(self._decode(data, found))
 
