@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DrainReport", "Draining", "drain_leftovers", "register"]
 
-_ROWS_MAX = 20_000
+_ROWS_MAX = 50_000
 
 
 @dataclass(frozen=True, slots=True)

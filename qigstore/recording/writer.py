@@ -85,7 +85,7 @@ class Writer:
         attempt: int,
         epoch: int,
         flush_interval_s: float = 0.1,
-        batch_rows_max: int = 20_000,
+        batch_rows_max: int = 50_000,
     ) -> None:
         identity = spool.identity
         self._spool = spool
