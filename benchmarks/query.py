@@ -1,6 +1,7 @@
 """What questions cost among millions of rows: ratios against peers in the same run.
 
-    python -m benchmarks.query [--rows N] [--steps N] [--repeats K] [--folder DIR] [--json FILE]
+    python -m benchmarks.query [--rows N] [--steps N] [--basins N] [--repeats K] [--folder DIR]
+                               [--json FILE]
 
 Loads `--rows` rows of telemetry (5 metrics, through our own append, roll-ups included) into an
 embedded server: a session of `--steps` steps, one of all the rest, and 98 of 1,000 steps. With
@@ -12,6 +13,11 @@ every value and downsampling it with NumPy (once in ten repeats), MLflow's
 `get_metric_history_bulk_interval` (what its UI draws: 1,000 sampled values, spikes left out) on the
 same server, over as many steps (once in ten), `DISTINCT ON` for the newest rows (once). MLflow's
 `metrics` table is filled by one INSERT … SELECT, which is kinder to it than its own calls.
+
+`--basins` (120,000 of 64 dimensions, 0 for none) are another session's: its trajectory of 1,000
+points, and the ten nearest to a point: all compared, by pgvector's index (made here, as by
+`qigstore db index-basins`), and the way without either: all to the client, and
+`qigkernels.simplex.distance` (once in ten).
 
 `server` is what EXPLAIN ANALYZE says of planning and execution of each statement, added up.
 """
@@ -30,13 +36,16 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from time import perf_counter, thread_time
-from typing import Any
+from typing import Any, TypeAlias
 from uuid import UUID, uuid5
 
 import numpy as np
 import psycopg
+from numpy.typing import NDArray
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from qigkernels import simplex
+from qigkernels.constants import BASIN_DIM
 from qigstore import query
 from qigstore.database.embedded import EmbeddedServer
 from qigstore.database.engine import Database
@@ -47,10 +56,13 @@ __all__ = ["main"]
 
 _NAMES = ("loss", "grad_norm", "phi", "kappa_eff", "mine/throughput")
 _SHORT, _SHORT_STEPS = 98, 1_000
-_BATCH, _POINTS = 50_000, 1_000
+_BATCH, _POINTS = 20_000, 1_000
 _SPACE = UUID("5f1f7a57-52b5-4b4b-9d2f-6d3f6f6b8f10")
-_MLFLOW = "mlflow_peer"
+_MLFLOW, _PATH = "mlflow_peer", "path"
+_Asked: TypeAlias = "dict[str, Callable[[], object]]"
 _RARELY = 10
+_BY_CURSOR = ("trajectory", "10 nearest")
+"""Read with cursors of the server's, which EXPLAIN does not see."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -58,6 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rows", type=int, default=10_000_000)
     parser.add_argument("--steps", type=int, default=1_000_000)
+    parser.add_argument("--basins", type=int, default=120_000)
     parser.add_argument("--repeats", type=int, default=50)
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--json", type=Path)
@@ -69,11 +82,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         store = Store(database)
         for name, steps in sizes.items():
             _load(store, name, steps)
+        if given.basins:
+            _load(store, _PATH, given.basins, with_basins=True)
+            _say("pgvector's index")
+            store.basins.make_index()
         with psycopg.connect(dsn, autocommit=True) as plain:
             _say("vacuum analyze")
-            plain.execute("VACUUM (ANALYZE) qigstore.telemetry, qigstore.curve, qigstore.writer")
+            plain.execute("VACUUM (ANALYZE)")
         peer = _Mlflow(dsn, given.steps) if find_spec("mlflow") else None
-        told = _measure(store, peer, given.repeats)
+        ours, peers = _questions(store, peer, given.basins)
+        told = _measure(store, ours, peers, given.repeats)
         told["rows"], told["sizes"] = given.rows, dict(list(sizes.items())[:2])
         database.dispose()
     _print(told)
@@ -105,7 +123,7 @@ def _server(folder: Path | None) -> Iterator[str]:
 # -- loading ------------------------------------------------------------------------------------
 
 
-def _load(store: Store, name: str, steps: int) -> None:
+def _load(store: Store, name: str, steps: int, *, with_basins: bool = False) -> None:
     """A session of so many steps; what is there already is left as it is."""
     session = store.sessions.open(name, {})
     attempt = store.sessions.open_attempt(
@@ -119,17 +137,18 @@ def _load(store: Store, name: str, steps: int) -> None:
         store.telemetry.append(
             TelemetryBatch(
                 writer, state.epoch, session.id, attempt.number, 0, done + 1, done + count,
-                (_group(done, count),),
+                (_group(done, count, with_basins),),
             )
         )  # fmt: skip
-        if steps > _SHORT_STEPS and done % (10 * _BATCH) == 0:
+        if steps > _SHORT_STEPS and done % (25 * _BATCH) == 0:
             rate = (done + count - first) / (perf_counter() - begun)
             _say(f"{name}: {done + count:,} of {steps:,} rows, {rate / 1000:.0f} k rows/s")
 
 
-def _group(first: int, count: int) -> RowGroup:
+def _group(first: int, count: int, with_basins: bool) -> RowGroup:
     steps = np.arange(first, first + count, dtype=np.int64)
-    noise = np.random.default_rng(first).standard_normal((count, len(_NAMES)))
+    generator = np.random.default_rng(first)
+    noise = generator.standard_normal((count, len(_NAMES)))
     values = np.stack([np.exp(-steps / 2e5), 1 + 0 * steps, np.sin(steps / 3e4), 64 + 0 * steps,
                        1e3 + 0 * steps], axis=1) + 0.01 * noise  # fmt: skip
     return RowGroup(
@@ -139,7 +158,7 @@ def _group(first: int, count: int) -> RowGroup:
         time_ns=1_700_000_000_000_000_000 + steps * 10_000_000,
         values=values,
         regime=(steps // 1000 % 3).astype(np.int16),
-        basins=None,
+        basins=generator.dirichlet([0.5] * BASIN_DIM, count) if with_basins else None,
     )
 
 
@@ -229,7 +248,9 @@ def _explaining(store: Store) -> Iterator[None]:
             connection.cursor_factory = psycopg.Cursor
 
 
-def _measure(store: Store, peer: _Mlflow | None, repeats: int) -> dict[str, Any]:
+def _questions(store: Store, peer: _Mlflow | None, basins: int) -> tuple[_Asked, _Asked]:
+    """Ours, each repeat; and the peers', now and then."""
+
     def bare() -> None:
         with store.database.raw() as connection:
             connection.execute("SELECT 1").fetchall()
@@ -237,20 +258,43 @@ def _measure(store: Store, peer: _Mlflow | None, repeats: int) -> dict[str, Any]
     def one(session: str) -> Callable[[], object]:
         return lambda: query.curve(store, session, "loss", points=_POINTS)
 
-    ours: dict[str, Callable[[], object]] = {
+    last = _last(store)
+    ours: _Asked = {
         "bare round trip": bare,
         "curve, shorter session": one("shorter"),
         "curve, longer session": one("longer"),
         "curve of its last 5,000 steps": lambda: query.curve(
-            store, "longer", "loss", points=_POINTS, start=max(0, _last(store) - 5000)
+            store, "longer", "loss", points=_POINTS, start=max(0, last - 5000)
         ),
         "newest row of 100 sessions": lambda: query.latest(store, limit=100),
     }
-    peers: dict[str, Callable[[], object]] = {
+    peers: _Asked = {
         "fetch and downsample, shorter": lambda: _fetch_and_downsample(store, "shorter"),
+        "regimes of the shorter session (reads its rows)": lambda: query.regime_shares(
+            store, "shorter"
+        ),
     }
     if peer is not None:
         peers["MLflow's bulk interval, as many steps as shorter"] = peer.curve
+    if basins:
+        point = np.full(BASIN_DIM, 1 / BASIN_DIM)
+        ours["trajectory, 1,000 of the basins"] = lambda: query.trajectory(store, _PATH)
+        ours["10 nearest basins, by pgvector's index"] = lambda: query.nearest(store, point)
+        peers["10 nearest basins, all compared"] = lambda: query.nearest(store, point, exact=True)
+        peers["basins to the client, then distances"] = lambda: _fetch_and_compare(store, point)
+    return ours, peers
+
+
+def _fetch_and_compare(store: Store, point: NDArray[np.float64]) -> list[int]:
+    statement = "SELECT step, root FROM qigstore.basin"
+    with store.database.raw() as connection, connection.cursor(binary=True) as cursor:
+        lines = cursor.execute(statement).fetchall()
+    roots = np.array([line[1] for line in lines])
+    nearest = np.argsort(simplex.distance_from_roots(np.sqrt(point), roots))[:10]
+    return [lines[i][0] for i in nearest]
+
+
+def _measure(store: Store, ours: _Asked, peers: _Asked, repeats: int) -> dict[str, Any]:
     wall: dict[str, list[float]] = {name: [] for name in (*ours, *peers)}
     thread: dict[str, list[float]] = {name: [] for name in (*ours, *peers)}
     for repeat in range(repeats + 3):
@@ -265,7 +309,8 @@ def _measure(store: Store, peer: _Mlflow | None, repeats: int) -> dict[str, Any]
     with store.database.begin_unlimited() as connection:
         connection.exec_driver_sql(_DISTINCT).all()
     wall["DISTINCT ON, 100 sessions"] = [(perf_counter() - begun) * 1000]
-    return {"wall_ms": wall, "thread_ms": thread, "server_ms": _server_times(store, ours)}
+    asked = {name: call for name, call in ours.items() if not name.startswith(_BY_CURSOR)}
+    return {"wall_ms": wall, "thread_ms": thread, "server_ms": _server_times(store, asked)}
 
 
 def _last(store: Store) -> int:
@@ -294,6 +339,8 @@ def _print(told: dict[str, Any]) -> None:
         "fetch": "curve, shorter session",
         "MLflow": "curve, shorter session",
         "DISTINCT": "newest row of 100 sessions",
+        "10 nearest basins, all": "10 nearest basins, by pgvector's index",
+        "basins to the client": "10 nearest basins, all compared",
     }
     for name, times in told["wall_ms"].items():
         client = statistics.median(times)
