@@ -38,8 +38,8 @@ def upgrade() -> None:
         _time("expires_at"),
         _time("revoked_at"),
         _time("last_used_at"),
-        sa.PrimaryKeyConstraint("id", name="pk_token"),
-        sa.UniqueConstraint("name", name="uq_token_name"),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_token")),
+        sa.UniqueConstraint("name", name=op.f("uq_token_name")),
         sa.CheckConstraint("length(digest) = 32", name=op.f("ck_token_digest_sha256")),
         sa.CheckConstraint(
             f"scopes <@ '{_SCOPES}'::text[] AND cardinality(scopes) >= 1",
@@ -57,7 +57,7 @@ def upgrade() -> None:
         sa.Column("session", sa.Text()),
         sa.Column("address", sa.Text()),
         sa.Column("detail", postgresql.JSONB(), nullable=False, server_default=sa.text("'{}'")),
-        sa.PrimaryKeyConstraint("id", name="pk_audit"),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_audit")),
         schema=_SCHEMA,
     )
 

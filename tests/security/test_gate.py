@@ -205,6 +205,7 @@ def test_a_websocket_passes_the_same_gate(rest: Rest) -> None:
 
 def test_a_path_in_the_log_is_one_line(rest: Rest, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "qigstore.server.access")
+    assert rest.get("/v1/sessions/a?note=hunter2").status_code == 422
     rest.get("/v1/sessions/a%0A2026-01-01%20INFO%20forged?secret=1&password=hunter2")
     rest.get("/v1/sessions/a?note=hunter2")
     for record in caplog.records:

@@ -11,10 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import commands
+import psycopg
 import pytest
 from rest import Rest
+from roles import as_role
 from sqlalchemy import text
 
+from qigstore.database.engine import Database
 from qigstore.errors import InvalidInput, NotFound
 from qigstore.repository import Store, tokens
 from qigstore.repository.tokens import SCOPES, TOKEN_PATTERN, matches
@@ -224,3 +227,31 @@ def test_the_command_makes_lists_and_revokes(dsn: str, home: Path) -> None:
     bad = commands.run(env, "token", "create", "x", "--scope", "root")
     assert bad.returncode == 2
     assert all(scope in bad.stderr for scope in SCOPES)
+
+
+@pytest.mark.parametrize("rights", ["reader", "writer"])
+def test_no_role_of_the_database_reads_or_changes_a_token(
+    dsn: str, store: Store, role: str, rights: Any
+) -> None:
+    store.tokens.create("t", ["read"])
+    mine = as_role(dsn, store.database, role, rights)
+    statements = [
+        "SELECT digest FROM qigstore.token",
+        "SELECT count(*) FROM qigstore.token",
+        "INSERT INTO qigstore.token (id, name, digest, scopes) VALUES "
+        "(gen_random_uuid(), 'x', sha256('x'), '{admin}')",
+        "UPDATE qigstore.token SET scopes = '{admin}'",
+        "SELECT * FROM qigstore.audit",
+        "UPDATE qigstore.audit SET actor = 'nobody'",
+        "DELETE FROM qigstore.audit",
+    ]
+    for statement in statements:
+        with psycopg.connect(mine) as connection:
+            connection.execute("SET default_transaction_read_only = off")
+            connection.commit()
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                connection.execute(statement.encode())
+    if rights == "writer":  # that it asked a run to stop is noted
+        with Store(Database(mine)) as theirs:
+            theirs.audit.add("abort", "somebody@here", session="ocean-7")
+        assert store.audit.list()[0].actor == "somebody@here"

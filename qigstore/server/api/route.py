@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 from urllib.parse import unquote
 
 from fastapi import APIRouter, Depends, Path, Query, Request
+from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
 from pydantic import Field
 from starlette.responses import Response, StreamingResponse
@@ -82,18 +83,30 @@ def _finite(text: str) -> float:
 
 
 class Route(APIRoute):
-    """Reads JSON strictly; marks what it answers to a GET with its ETag, and leaves out what the
-    client has already."""
+    """Knows its query parameters and reads JSON strictly; marks what it answers to a GET with its
+    ETag, and leaves out what the client has already."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """The framework's own, between the two."""
         inner = super().get_route_handler()
+        known = set(_parameters(self.dependant))
 
         async def handle(request: Request) -> Response:
+            if unknown := sorted(request.query_params.keys() - known):
+                has = ", ".join(sorted(known)) or "none"
+                words = f"query parameter {unknown[0][:80]!r} is unknown; there are: {has}"
+                raise Problem("invalid-input", words)
             response = await inner(StrictRequest(request.scope, request.receive))
             return _tagged(request, response) if request.method == "GET" else response
 
         return handle
+
+
+def _parameters(dependant: Dependant) -> Iterator[str]:
+    """Names of the query parameters of an endpoint: any other is a mistake, and told."""
+    yield from (parameter.alias for parameter in dependant.query_params)
+    for inner in dependant.dependencies:
+        yield from _parameters(inner)
 
 
 def _tagged(request: Request, response: Response) -> Response:
