@@ -13,6 +13,8 @@ from qigstore.cli.context import opened_store
 from qigstore.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    from socket import socket
+
     from qigstore.repository import Store
     from qigstore.server import ServerConfig
 
@@ -87,6 +89,14 @@ def _run(store: Store, config: ServerConfig) -> None:
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     from qigstore.server import create_app
     from qigstore.server.listening import listen, url_of
+    from qigstore.server.stream import leave
+
+    app = create_app(store, config)
+
+    class Server(uvicorn.Server):
+        async def shutdown(self, sockets: list[socket] | None = None) -> None:
+            leave(app)  # it would wait for the streams, which end by nothing else
+            await super().shutdown(sockets)
 
     with listen(config) as bound:
         typer.echo(
@@ -94,15 +104,17 @@ def _run(store: Store, config: ServerConfig) -> None:
             "`qigstore token create NAME` makes a token"
         )
         made = uvicorn.Config(
-            create_app(store, config),
+            app,
             lifespan="on",
             log_config=None,
             access_log=False,  # its own would hold query strings; the gate's has none
             server_header=False,
             timeout_graceful_shutdown=_CLOSING_S,
             ws_max_size=_MESSAGE_BYTES_MAX,
+            # An envelope is written once for all who get it; a compressor each would cost more.
+            ws_per_message_deflate=False,
         )
-        server = uvicorn.Server(made)
+        server = Server(made)
 
         def stop(*_: object) -> None:
             server.should_exit = True

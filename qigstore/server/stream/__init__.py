@@ -27,6 +27,6 @@ months, are in the database and not in the stream, until it is among them.
 
 from __future__ import annotations
 
-from qigstore.server.stream.endpoints import opened, routes
+from qigstore.server.stream.endpoints import leave, opened, routes
 
-__all__ = ["opened", "routes"]
+__all__ = ["leave", "opened", "routes"]

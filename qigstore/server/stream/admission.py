@@ -6,6 +6,8 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -22,10 +24,10 @@ if TYPE_CHECKING:
     from qigstore.server.stream.envelope import Envelope
     from qigstore.server.stream.hub import Hub
 
-__all__ = ["Admission"]
+__all__ = ["Admission", "Welcome"]
 
 WELCOME_S = 60.0
-"""A token that was revoked meanwhile ends its streams within this time."""
+"""A token that was revoked ends its streams with the first envelope after this time."""
 
 
 class Admission:
@@ -92,14 +94,23 @@ class Admission:
         """
         return await asyncio.to_thread(authenticate_token, self._app, secret, address)
 
-    async def unwelcome(self, secret: str, address: str | None) -> Problem:
-        """Return once a token is no longer good."""
-        while True:
-            await asyncio.sleep(WELCOME_S)
-            try:
-                await self.recognise(secret, address)
-            except Problem as problem:
-                if problem.kind == "unauthorized":
-                    return problem
-            except StoreUnavailable:
-                continue  # nobody can be asked; the stream itself says so
+
+class Welcome:
+    """A client's token, looked at again every `WELCOME_S`."""
+
+    def __init__(self, admission: Admission, secret: str, address: str | None) -> None:
+        self._recognise = partial(admission.recognise, secret, address)
+        self._next_at = monotonic() + WELCOME_S
+
+    async def refusal(self) -> Problem | None:
+        """Why the client may not stay, if it is time to ask and it may not."""
+        if monotonic() < self._next_at:
+            return None
+        self._next_at = monotonic() + WELCOME_S
+        try:
+            await self._recognise()
+        except Problem as problem:
+            return problem if problem.kind == "unauthorized" else None
+        except StoreUnavailable:
+            return None  # nobody can be asked; the stream itself says so
+        return None

@@ -34,13 +34,14 @@ class Subscriber:
 
     Attributes:
         slow: it did not take what it was sent; nothing more is kept for it.
+        left: the server leaves; nothing more comes.
     """
 
     def __init__(self) -> None:
         self._queue: deque[Envelope] = deque()
         self._characters = 0
         self._news = asyncio.Event()
-        self.slow = False
+        self.slow = self.left = False
 
     def put(self, one: Envelope) -> None:
         """Add an envelope, unless too many wait."""
@@ -52,22 +53,21 @@ class Subscriber:
             self._queue.append(one)
         self._news.set()
 
+    def leave(self) -> None:
+        """Say that the server leaves."""
+        self.left = True
+        self._news.set()
+
     async def get(self) -> Envelope | None:
-        """The next envelope, or None: it was too slow."""
+        """The next envelope; None: there is no further one, `slow` or `left`."""
         while not self._queue:
-            if self.slow:
+            if self.slow or self.left:
                 return None
             self._news.clear()
             await self._news.wait()
         one = self._queue.popleft()
         self._characters -= len(one.text)
         return one
-
-    async def too_slow(self) -> None:
-        """Return once it is."""
-        while not self.slow:
-            await self._news.wait()
-            self._news.clear()
 
 
 class Channel:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from qigstore.errors import InvalidInput
 from qigstore.repository.feed import Look, Mark, Progress, WriterKey
+from qigstore.server.problems import Problem
 from qigstore.server.stream.channel import Channel, Subscriber, part, points_of
 from qigstore.server.stream.envelope import Envelope, change_data
 from qigstore.server.stream.position import Position
@@ -32,7 +33,11 @@ _REACH_S = 30.0
 async def envelopes(
     hub: Hub, channel: Channel, after: Position | None
 ) -> AsyncGenerator[Envelope, None]:
-    """Everything after a position, or from now on; ends where the client is too slow."""
+    """Everything after a position, or from now on; ends where the client is too slow.
+
+    Raises:
+        Problem: busy: the server leaves.
+    """
     subscriber: Subscriber | None = None
     own = after or channel.position
     try:
@@ -52,6 +57,8 @@ async def envelopes(
                     yield one
         while (live := await subscriber.get()) is not None:
             yield live
+        if subscriber.left:
+            raise Problem("busy", "the server leaves; come back with the last seq")
     finally:
         if subscriber is not None:
             channel.subscribers.discard(subscriber)

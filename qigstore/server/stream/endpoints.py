@@ -11,11 +11,12 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
+import anyio
 from fastapi import APIRouter, Depends, FastAPI, Query, Request, WebSocket
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.responses import StreamingResponse
@@ -23,14 +24,14 @@ from starlette.websockets import WebSocketDisconnect
 
 from qigstore.server.auth import wiring_of
 from qigstore.server.problems import Problem, problem_of
-from qigstore.server.stream.admission import Admission
+from qigstore.server.stream.admission import Admission, Welcome
 from qigstore.server.stream.envelope import Envelope
 from qigstore.server.stream.hub import Hub
 
 if TYPE_CHECKING:
     from starlette.types import Message, Receive, Scope, Send
 
-__all__ = ["FRAME_BYTES_MAX", "SLOW", "opened", "routes"]
+__all__ = ["FRAME_BYTES_MAX", "SLOW", "leave", "opened", "routes"]
 
 _log = logging.getLogger("qigstore.server")
 
@@ -42,7 +43,6 @@ _FIRST_MESSAGE_S = 10.0
 SEND_S = 10.0
 """A client that takes nothing for so long is slow."""
 _CLOSE_S = 5.0
-_KEEP_ALIVE_S = 15.0
 _REASON_BYTES_MAX = 120
 
 routes = APIRouter(include_in_schema=False)
@@ -51,13 +51,18 @@ routes = APIRouter(include_in_schema=False)
 @asynccontextmanager
 async def opened(app: FastAPI) -> AsyncIterator[None]:
     """The application's hub, while the block lasts."""
-    hub = Hub(wiring_of(app).store)
+    hub = app.state.hub = Hub(wiring_of(app).store)
     app.state.admission = Admission(app, hub)
     hub.start()
     try:
         yield
     finally:
         await hub.close()
+
+
+def leave(app: FastAPI) -> None:
+    """End every stream, as the server is about to: for the event loop's own thread."""
+    app.state.hub.leave()
 
 
 class _End(NamedTuple):
@@ -108,11 +113,11 @@ async def _serve(socket: WebSocket) -> _End:
     secret = str(wishes.pop("token", None) or _bearer(socket))
     who = await admission.recognise(secret, address)
     socket.state.principal = who
+    welcome = Welcome(admission, secret, address)
     async with admission.stream(who, wishes) as envelopes:
         return await _first_end(
-            _send(socket, envelopes),
-            _hear(socket),
-            _unwelcome(admission, secret, address),
+            partial(_send, socket, envelopes, welcome),
+            partial(_hear, socket),
         )
 
 
@@ -140,13 +145,15 @@ def _bearer(socket: WebSocket) -> str:
     return socket.headers.get("authorization", "").removeprefix("Bearer ")
 
 
-async def _send(socket: WebSocket, envelopes: AsyncIterator[Envelope]) -> _End:
-    try:
-        async for one in envelopes:
+async def _send(socket: WebSocket, envelopes: AsyncIterator[Envelope], welcome: Welcome) -> _End:
+    async for one in envelopes:
+        try:
             async with asyncio.timeout(SEND_S):
                 await socket.send_text(one.text)
-    except TimeoutError:
-        pass
+        except TimeoutError:
+            break
+        if refusal := await welcome.refusal():
+            return _end_of(refusal)
     return _End(SLOW, "too slow; come back with the last seq")
 
 
@@ -155,21 +162,24 @@ async def _hear(socket: WebSocket) -> _End:
     return _End(_UNREADABLE, f"one message is expected; got another of {len(text)} characters")
 
 
-async def _unwelcome(admission: Admission, secret: str, address: str | None) -> _End:
-    return _end_of(await admission.unwelcome(secret, address))
+async def _first_end(*parts: Callable[[], Awaitable[_End]]) -> _End:
+    """The end, or the error, that comes first; the others are called off."""
+    ends: list[_End | Exception] = []
 
+    async def run(part: Callable[[], Awaitable[_End]]) -> None:
+        try:
+            ends.append(await part())
+        except Exception as error:
+            ends.append(error)
+        group.cancel_scope.cancel()
 
-async def _first_end(*parts: Any) -> _End:
-    """The end that comes first; the others are called off."""
-    tasks = [asyncio.ensure_future(part) for part in parts]
-    try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        end: _End = done.pop().result()
-        return end
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+    async with anyio.create_task_group() as group:
+        for part in parts:
+            group.start_soon(run, part)
+    first = ends[0]
+    if isinstance(first, Exception):
+        raise first
+    return first
 
 
 # -- server-sent events ------------------------------------------------------------------------
@@ -200,7 +210,7 @@ async def server_sent(
     wishes |= {"rate": _number(rate), "after": request.headers.get("last-event-id", after)}
     async with AsyncExitStack() as stack:
         envelopes = await stack.enter_async_context(admission.stream(who, wishes))
-        welcome = partial(admission.unwelcome, given.credentials, address)
+        welcome = Welcome(admission, given.credentials, address)
         return _Events(_events(envelopes, welcome), stack.pop_all())
 
 
@@ -225,31 +235,14 @@ class _Events(StreamingResponse):
                 _log.info("a stream's client took nothing for %g s", SEND_S)
 
 
-async def _events(
-    envelopes: AsyncIterator[Envelope], unwelcome: Callable[[], Coroutine[Any, Any, Problem]]
-) -> AsyncIterator[str]:
-    """The envelopes, and a comment where there was nothing to send for a while."""
-    ended = asyncio.ensure_future(unwelcome())
-    coming = asyncio.ensure_future(anext(envelopes, None))
+async def _events(envelopes: AsyncIterator[Envelope], welcome: Welcome) -> AsyncIterator[str]:
     try:
-        while True:
-            done, _ = await asyncio.wait(
-                {ended, coming}, timeout=_KEEP_ALIVE_S, return_when=asyncio.FIRST_COMPLETED
-            )
-            if ended in done:
-                return
-            if coming not in done:
-                yield ": still here\n\n"
-                continue
-            one = coming.result()
-            if one is None:
-                return
+        async for one in envelopes:
             yield one.server_sent
-            coming = asyncio.ensure_future(anext(envelopes, None))
-    finally:
-        for task in (ended, coming):
-            task.cancel()
-        await asyncio.gather(ended, coming, return_exceptions=True)
+            if await welcome.refusal():
+                return
+    except Problem as problem:
+        _log.info("a stream ends: %s", problem.detail)
 
 
 def _number(rate: str) -> float | str:

@@ -63,6 +63,12 @@ class Hub:
         self._tail.start()
         self._pulse = asyncio.create_task(self._beat())
 
+    def leave(self) -> None:
+        """End every stream: the server leaves."""
+        for channel in self._channels.values():
+            for subscriber in channel.subscribers:
+                subscriber.leave()
+
     async def close(self) -> None:
         """End every thread."""
         if self._pulse is not None:
