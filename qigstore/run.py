@@ -141,7 +141,7 @@ class Run:
         if self._rooms is not None:
             raise ConfigurationError(f"the run {self.name!r} is open already")
         if self.settings.mode != "off":
-            from qigstore.rooms import open_rooms
+            from qigstore.opening import open_rooms
 
             self._rooms = open_rooms(
                 self.settings, self.name, self.config, rules=self._rules, takeover=self._takeover

@@ -30,6 +30,7 @@ LEVELS: tuple[frozenset[str], ...] = (
     frozenset({"attempt", "exchange"}),
     frozenset({"link"}),
     frozenset({"rooms"}),
+    frozenset({"opening"}),
     frozenset({"run"}),
     frozenset({"cli", "demo", "__main__", "__init__"}),
 )

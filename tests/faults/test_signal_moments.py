@@ -123,7 +123,7 @@ say("not reached")
 
 HANGING_SAVE = """
 import qigstore, qigstore.rooms
-qigstore.rooms._WATCHDOG_S = 0.2
+qigstore.rooms.WATCHDOG_S = 0.2
 def stuck(*_, **__):
     time.sleep(3600)
 qigstore.rooms.CheckpointManager.save = stuck  # a device that never answers
