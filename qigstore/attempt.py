@@ -3,10 +3,12 @@
 A claim is safe against two processes that open one session in the same moment: attempts are
 numbered under the session's row lock, so the one with the lower number keeps the session and the
 other withdraws. With no database in reach the spools of this data folder decide it the same way.
+Of several ranks the first claims for all, and invites the others to join its attempt.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import platform
@@ -15,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 from qigstore.checkpoints import CheckpointStore
 from qigstore.errors import SessionBusy, StoreError
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
     from qigstore.repository import Store
     from qigstore.settings import Settings
 
-__all__ = ["Claim", "claim", "claim_offline"]
+__all__ = ["Claim", "claim", "claim_offline", "join", "join_offline"]
 
 _log = logging.getLogger("qigstore")
 _SHIPPING_LIMIT_S, _SHIPPING_POLL_S = 60.0, 0.05
@@ -48,13 +50,19 @@ class Claim:
     spool: Spool
     epoch: int
 
+    @property
+    def invitation(self) -> str:
+        """What `join` needs to know of the attempt, as text."""
+        return json.dumps({"attempt": str(self.attempt.id), "number": self.attempt.number})
+
     def withdraw(self, store: Store | None) -> None:
         """Give the session back: what was claimed could not be opened."""
         if store is None:
             self.spool.remove()
             return
         self.spool.close()
-        store.sessions.close_attempt(self.attempt.id, "failed", reason="could not be opened")
+        if self.spool.identity.rank == 0:  # the others only joined
+            store.sessions.close_attempt(self.attempt.id, "failed", reason="could not be opened")
 
 
 def claim(
@@ -113,28 +121,91 @@ def claim_offline(
         InvalidInput: a name or configuration that no database would store.
         SpoolFull: the disk has no room for the first segment.
     """
-    from qigstore.repository.texts import document, line
-
-    line("session name", name)
-    config, now = document("config", config), datetime.now(UTC)
-    session = SessionInfo(id=0, name=name, config=config, created_at=now)
-    attempt = AttemptInfo(
-        id=uuid4(),
-        session_id=0,
-        number=_next_number(settings, name),
-        status="running",
-        host=platform.node(),
-        pid=os.getpid(),
-        started_at=now,
-        heartbeat_at=now,
-        config=config,
-    )
-    told = replace(_identity(name, config, attempt), offline=True, address=address)
-    spool = _create_spool(settings, OFFLINE, told)
+    guessed = _Guess(name, config, uuid4(), _next_number(settings, name))
+    claimed = guessed.claim(settings, 0, address)
+    told = claimed.spool.identity
     if not takeover and (rival := _living_rival(settings, told)) is not None:
-        spool.remove()
+        claimed.spool.remove()
         raise SessionBusy(name, f"process {rival.pid} on {rival.host}")
-    return Claim(session, attempt, spool, 0)
+    return claimed
+
+
+@dataclass(frozen=True, slots=True)
+class _Guess:
+    """A session and an attempt that no database has heard of."""
+
+    name: str
+    config: Mapping[str, Any]
+    attempt: UUID
+    number: int
+
+    def claim(self, settings: Settings, rank: int, address: str | None) -> Claim:
+        from qigstore.repository.texts import document, line
+
+        line("session name", self.name)
+        config, now = document("config", self.config), datetime.now(UTC)
+        session = SessionInfo(id=0, name=self.name, config=config, created_at=now)
+        attempt = AttemptInfo(
+            id=self.attempt,
+            session_id=0,
+            number=self.number,
+            status="running",
+            host=platform.node(),
+            pid=os.getpid(),
+            started_at=now,
+            heartbeat_at=now,
+            config=config,
+        )
+        told = _identity(self.name, config, attempt, rank)
+        spool = _create_spool(settings, OFFLINE, replace(told, offline=True, address=address))
+        return Claim(session, attempt, spool, 0)
+
+
+def join(
+    store: Store, settings: Settings, name: str, config: Mapping[str, Any], *, told: str, rank: int
+) -> Claim | None:
+    """Join the attempt that rank 0 has claimed; None: this database has not heard of it.
+
+    Args:
+        told: rank 0's `Claim.invitation`.
+
+    Raises:
+        StoreUnavailable: no database answers.
+        InvalidInput: another process is this rank of that attempt.
+        SpoolFull: the disk has no room for the first segment.
+    """
+    attempt = store.sessions.attempt(UUID(json.loads(told)["attempt"]))
+    if attempt is None:
+        return None
+    # Rank 0 has done so on its own host.
+    settle_leftovers(store, settings, _mine(settings, name))
+    session = store.sessions.by_id(attempt.session_id)
+    spool = _create_spool(settings, str(store.id), _identity(name, config, attempt, rank))
+    try:
+        state = store.writers.register(spool.identity.writer, attempt.id, rank)
+    except BaseException:
+        spool.remove()
+        raise
+    return Claim(session, attempt, spool, state.epoch)
+
+
+def join_offline(
+    settings: Settings,
+    name: str,
+    config: Mapping[str, Any],
+    *,
+    told: str,
+    rank: int,
+    address: str | None,
+) -> Claim:
+    """Join the attempt of rank 0 with no database in reach of this rank.
+
+    Raises:
+        SpoolFull: the disk has no room for the first segment.
+    """
+    invited = json.loads(told)
+    guessed = _Guess(name, config, UUID(invited["attempt"]), int(invited["number"]))
+    return guessed.claim(settings, rank, address)
 
 
 def _mine(settings: Settings, name: str) -> Draining:
@@ -143,15 +214,17 @@ def _mine(settings: Settings, name: str) -> Draining:
     return Draining(only=name, address=address_of(settings))
 
 
-def _identity(name: str, config: Mapping[str, Any], attempt: AttemptInfo) -> SpoolIdentity:
+def _identity(
+    name: str, config: Mapping[str, Any], attempt: AttemptInfo, rank: int = 0
+) -> SpoolIdentity:
     return SpoolIdentity(
         writer=uuid4(),
         attempt=attempt.id,
         session=name,
-        rank=0,
+        rank=rank,
         config=dict(config),
-        host=attempt.host,
-        pid=attempt.pid,
+        host=platform.node(),
+        pid=os.getpid(),
         created_at=attempt.started_at,
         number=attempt.number,
     )

@@ -196,9 +196,12 @@ class Link:
         self.write_event(replace(event, detail=detail, checkpoint_id=checkpoint, resolved_at=now))
 
     def end(self) -> None:
-        """Tell the database what is noted of the attempt; nothing where it never knew it."""
+        """Tell the database what is noted of the attempt; nothing where it never knew it.
+
+        Rank 0 speaks for all.
+        """
         notes = self._notes
-        if self.store is None or notes.status is None:
+        if self.store is None or notes.status is None or self.spool.identity.rank != 0:
             return
         if notes.resumed_step is not None:
             self.store.sessions.set_lineage(self.attempt.id, notes.resumed_from, notes.resumed_step)

@@ -5,14 +5,16 @@ Everything that one room needs of another passes through here, so that none of t
 
 from __future__ import annotations
 
+import json
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from qigstore.checkpoints import CheckpointManager
 from qigstore.errors import (
@@ -20,6 +22,7 @@ from qigstore.errors import (
     CheckpointError,
     InvalidInput,
     NotStored,
+    RankError,
     StoreError,
     StoreUnavailable,
 )
@@ -34,6 +37,7 @@ from qigstore.safety.emergency import Emergency, LeaveStep, Outcome, leave
 from qigstore.safety.lookout import Lookout
 from qigstore.safety.notify import Notifier
 from qigstore.safety.pulse import Pulse
+from qigstore.safety.ranks import Together, Wish, led
 from qigstore.safety.reset import Resets, SoftReset
 from qigstore.safety.rules import RuleSet
 from qigstore.safety.signals import Deadline, SignalWatch
@@ -49,6 +53,7 @@ WATCHDOG_S = 5.0
 """More than the way out has: it ends by itself unless it hangs."""
 _ROW_METRICS_MAX = 50
 """Of the row that an event keeps: a row may have thousands."""
+_REASON_MAX = 2000
 _OTHERS_LIMIT_S = 5.0
 """How long closing waits for what other sessions left; it is shipped another time otherwise."""
 
@@ -74,6 +79,8 @@ class Rooms:
     resets: Resets
     notice_signal: Callable[[int], None]
     """Ask for the stop that a signal means."""
+    together: Together | None = None
+    """The other ranks; None: this process trains alone."""
     checkpoint_wanted: list[str] = field(default_factory=list)
     """Reasons of alarms that asked for a checkpoint since the last one."""
     asked_to_save: list[Event] = field(default_factory=list)
@@ -86,14 +93,66 @@ class Rooms:
     # -- what a run does ----------------------------------------------------------------------
 
     @property
-    def should_stop(self) -> bool:
-        """Whether an alarm, a signal or a person asked this run to stop."""
+    def asked_to_stop(self) -> bool:
+        """Whether an alarm, a signal or a person asked this process to stop."""
         return self.emergency.stop.requested or self.signals.signum is not None
 
     @property
+    def should_stop(self) -> bool:
+        """Whether the run stops now: with other ranks, only once all of them do."""
+        return self.asked_to_stop if self.together is None else self.together.stopping
+
+    @property
     def saves_on_stop(self) -> bool:
-        """Whether the stop that was asked for wants a checkpoint first."""
-        return self.should_stop and self.emergency.stop.checkpoint
+        """Whether the stop that was asked for wants a checkpoint first, and from this process."""
+        stop, together = self.emergency.stop, self.together
+        wanted = stop.checkpoint if together is None else together.saves and together.first
+        return self.should_stop and wanted
+
+    @property
+    def saves(self) -> bool:
+        """Whether checkpoints are this process's to write: ranks hold the same state."""
+        return self.together is None or self.together.first
+
+    def meet(self, step: int, *, last: bool = False) -> None:
+        """Between two steps: have all ranks do what one of them wants.
+
+        `last`: after the last step.
+        """
+        together = self.together
+        if together is None or together.stopping or not (last or together.due(step)):
+            return
+        self.heed_signal()
+        wish = Wish.CHECKPOINT if self.checkpoint_wanted else Wish.GO_ON
+        if (stop := self.emergency.stop).requested:
+            wish = Wish.STOP if stop.checkpoint else Wish.LEAVE
+        agreed = together.meet(wish, step)
+        if not together.first:
+            self._answer_asked("left to rank 0", None)
+        elif agreed == Wish.CHECKPOINT and not self.checkpoint_wanted:
+            self.checkpoint_wanted.append("another rank wants it")
+
+    def heed_signal(self) -> None:
+        """Make a signal a wish to stop: the thread that does so may not have come to it yet."""
+        if self.signals.signum is not None:
+            self.notice_signal(self.signals.signum)
+
+    def lose_rank(self, error: BaseException) -> None:
+        """The training's own exchange failed: a rank is gone, and this one leaves, too."""
+        assert self.together is not None
+        self.heed_signal()
+        why = f"the ranks' exchange broke off: {type(error).__name__}: {error}"
+        self.together.lose(why, self.recorder.last_step)
+
+    def report_failure(self, error: BaseException) -> None:
+        """Say which rank failed: the attempt's end is told by rank 0 alone."""
+        message = f"{type(error).__name__}: {error}"[:_REASON_MAX]
+        self.emergency.report("rank failed", message, step=self.recorder.last_step)
+
+    def report_unsaved(self, step: int, why: str) -> None:
+        """Say why a state was not saved when a rank was lost."""
+        message = f"the state of step {step} is not saved, the last checkpoint holds: {why}"
+        self.emergency.report("not saved", message, step=step)
 
     def raise_alarms(self, alarms: Sequence[Alarm]) -> None:
         """Make the events of a step's alarms, each with its row and rule, and act on them."""
@@ -134,6 +193,31 @@ class Rooms:
         With no database in reach the folders and the event log decide: then nothing is known of
         steps to skip, nor of checkpoints that several attempts resumed from in vain.
         """
+        if self.together is None:
+            return self._recover(policy, has_default)
+        return self._recover_together(self.together, policy, has_default)
+
+    def _recover_together(
+        self, together: Together, policy: Policy, has_default: bool
+    ) -> tuple[Any, Decision]:
+        """Rank 0 decides; each of the others loads, and verifies, what it chose."""
+        found: list[tuple[Any, Decision]] = []
+
+        def decide() -> str:
+            found.append(self._recover(policy, has_default))
+            return _told(found[0][1])
+
+        told = led(together.ranks, "recover", decide)
+        if found:
+            return found[0]
+        decision = _decision(told, self.checkpoints, policy)
+        if decision.chosen is None:
+            return None, decision
+        state = self.checkpoints.load(decision.chosen.id)
+        self._remember(decision.chosen.metadata)
+        return state, decision
+
+    def _recover(self, policy: Policy, has_default: bool) -> tuple[Any, Decision]:
         choose = partial(recover, policy=policy, has_default=has_default)
         try:
             if self.link.store is None:
@@ -182,7 +266,7 @@ class Rooms:
     def watched(self, what: str) -> Iterator[None]:
         """While the run leaves: whatever hangs is shown (all stacks), and the process ends."""
         stop = self.emergency.stop
-        if not self.should_stop:
+        if not (self.should_stop or self.asked_to_stop):
             yield
             return
         status = 128 + stop.signum if stop.signum else EXIT_EMERGENCY
@@ -208,8 +292,8 @@ class Rooms:
             _REFERENCE: None if reference is None else reference.tolist(),
         }
         kind: CheckpointKind = "emergency" if self._in_alarm else "regular"
-        if self.emergency.stop.event is not None:
-            metadata["event"] = str(self.emergency.stop.event.id)
+        if (why := self._why_stopping) is not None:
+            metadata["event"] = why
         saved = self.checkpoints.save(
             state,
             step=step,
@@ -219,9 +303,7 @@ class Rooms:
             kind=kind,
             metadata=metadata,
         )
-        self.checkpoint_wanted.clear()
-        while self.asked_to_save:
-            self.lookout.acted(self.asked_to_save.pop(), f"saved at step {step}", saved)
+        self._answer_asked(f"saved at step {step}", saved)
         if self.should_stop:
             try:
                 self.checkpoints.wait(self.settings.abort_deadline_s / 2)
@@ -232,11 +314,39 @@ class Rooms:
             self.saved_on_stop = saved
         return saved
 
+    def _answer_asked(self, result: str, saved: UUID | None) -> None:
+        self.checkpoint_wanted.clear()
+        while self.asked_to_save:
+            self.lookout.acted(self.asked_to_save.pop(), result, saved)
+
+    def tell_saved(self) -> None:
+        """Have the other ranks wait until rank 0 has saved, and know what.
+
+        They would leave earlier, and whoever started them all might not wait for rank 0.
+        """
+        together = self.together
+        if together is None or together.lost:
+            return
+        try:
+            told = together.ranks.tell(str(self.saved_on_stop or ""), 0)
+        except RankError as error:
+            _log.warning("what rank 0 saved is not known here: %s", error)
+            return
+        self.saved_on_stop = UUID(told) if told else None
+
     @property
     def _in_alarm(self) -> bool:
-        event = self.emergency.stop.event
+        event, together = self.emergency.stop.event, self.together
         stopped_by_rule = event is not None and event.severity == "critical"
-        return stopped_by_rule or bool(self.checkpoint_wanted)
+        elsewhere = together is not None and together.alarm
+        return stopped_by_rule or elsewhere or bool(self.checkpoint_wanted)
+
+    @property
+    def _why_stopping(self) -> str | None:
+        """The id of the event that stops the run, of another rank's where it is that one."""
+        if (event := self.emergency.stop.event) is not None:
+            return str(event.id)
+        return None if self.together is None else self.together.event
 
     # -- leaving ------------------------------------------------------------------------------
 
@@ -316,3 +426,29 @@ def _raise_first(outcomes: Sequence[Outcome]) -> None:
     for item in outcomes:
         if item.status != "done":
             raise StoreError(f"closing the run: {item}")
+
+
+def _told(decision: Decision) -> str:
+    """What the other ranks need to know of rank 0's decision."""
+    chosen = decision.chosen
+    return json.dumps(
+        {
+            "chosen": None if chosen is None else str(chosen.id),
+            "skip_steps": decision.skip_steps,
+            "reason": decision.reason,
+        }
+    )
+
+
+def _decision(told: str, manager: CheckpointManager, policy: Policy) -> Decision:
+    """Rank 0's decision, as far as the other ranks need to know it."""
+    answer = json.loads(told)
+    chosen, skip = answer["chosen"], answer["skip_steps"]
+    if chosen is not None:
+        path = manager.store.locate(manager.session_name, chosen)
+        chosen = manager.store.record(path, session_id=manager.session_id)
+    return Decision(
+        id=uuid4(), session_id=manager.session_id, policy=policy, chosen=chosen, candidates=(),
+        reason=answer["reason"], decided_at=datetime.now(UTC), attempt=manager.attempt,
+        skip_steps=None if skip is None else (skip[0], skip[1]),
+    )  # fmt: skip

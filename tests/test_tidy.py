@@ -32,7 +32,7 @@ LEVELS: tuple[frozenset[str], ...] = (
     frozenset({"rooms"}),
     frozenset({"opening"}),
     frozenset({"run"}),
-    frozenset({"cli", "demo", "__main__", "__init__"}),
+    frozenset({"cli", "demo", "integrations", "__main__", "__init__"}),
 )
 MAY_KNOW_EACH_OTHER = frozenset({"cli", "demo", "__main__", "__init__"})
 BLIND_TO_THE_DATABASE = frozenset({"safety", "checkpoints"})

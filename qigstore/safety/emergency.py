@@ -232,12 +232,13 @@ class Emergency:
         signum: int | None = None,
         step: int | None = None,
         severity: Severity = "warning",
+        rule: str = "stop",
     ) -> Event:
         """Ask the run to stop at its next safe point, for a reason from outside.
 
         Asked again, it changes nothing and returns the event of the first time, if that had one.
         """
-        rule = "stop" if signum is None else Signals(signum).name
+        rule = rule if signum is None else Signals(signum).name
         detail = {} if signum is None else {"signum": signum}
         event = self._event(rule, severity, reason, step, {"action": "abort", "detail": detail})
         if not self.stop.set(reason, signum=signum, event=event):
