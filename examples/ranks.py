@@ -1,6 +1,10 @@
 """Several processes train one model on scikit-learn's digits and stop together: needs PyTorch.
 
+    export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
     torchrun --standalone --nproc-per-node 2 --max-restarts 1 examples/ranks.py
+
+(Without the variable, processes that torchrun starts again may look for the dead ones' addresses:
+pytorch/pytorch#135712.)
 
 In its first life something breaks on one rank at step 120 (FAULT: a loss that is not finite, "nan";
 an exception, "raise"; a kill, "kill"; a silent process, "hang"). All ranks stop at the same step,

@@ -78,7 +78,12 @@ def claim(
     leftovers = settle_leftovers(store, settings, _mine(settings, name))
     session = store.sessions.open(name, config)
     attempt = store.sessions.open_attempt(
-        session.id, uuid4(), host=platform.node(), pid=os.getpid(), config=config
+        session.id,
+        uuid4(),
+        host=platform.node(),
+        pid=os.getpid(),
+        config=config,
+        heartbeat_limit_s=settings.heartbeat_limit_s,
     )
     spool = None
     try:
@@ -154,6 +159,7 @@ class _Guess:
             pid=os.getpid(),
             started_at=now,
             heartbeat_at=now,
+            heartbeat_limit_s=settings.heartbeat_limit_s,
             config=config,
         )
         told = _identity(self.name, config, attempt, rank)
@@ -227,6 +233,7 @@ def _identity(
         pid=os.getpid(),
         created_at=attempt.started_at,
         number=attempt.number,
+        heartbeat_limit_s=attempt.heartbeat_limit_s,
     )
 
 
@@ -268,8 +275,7 @@ def _settle_rivals(
 ) -> None:
     """Close older running attempts whose process is dead; refuse or shut out a living one."""
     busy = {report.attempt_id: report.owner for report in leftovers if report.busy}
-    limit_s = settings.heartbeat_limit_s
-    attempts = store.sessions.attempts(session.id, heartbeat_limit_s=limit_s)
+    attempts = store.sessions.attempts(session.id)
     offline = busy.keys() - {attempt.id for attempt in attempts}
     if offline and not takeover:
         raise SessionBusy(session.name, f"{busy[offline.pop()]}, which has no database in reach")

@@ -38,15 +38,13 @@ def abort(
     """
     from qigstore.settings import load_settings
 
-    settings = load_settings()
-    with opened_store(settings) as store:
+    with opened_store(load_settings()) as store:
         info = store.sessions.get(session)
         request = store.stops.request(
             info.id,
             reason=reason,
             by=f"{_user()}@{platform.node()}",
             checkpoint=not no_checkpoint,
-            heartbeat_limit_s=settings.heartbeat_limit_s,
         )
         attempt = _await_end(store, request, wait)
     if as_json:

@@ -96,6 +96,7 @@ def register(store: Store, identity: SpoolIdentity) -> Target:
         pid=identity.pid,
         config=identity.config,
         started_at=identity.created_at,
+        heartbeat_limit_s=identity.heartbeat_limit_s,
     )
     state = store.writers.register(identity.writer, identity.attempt, identity.rank)
     return Target(identity.writer, state.epoch, session.id, attempt.number, identity.rank)
