@@ -130,6 +130,17 @@ class Link:
         """Put an event into a file."""
         return self._log.write(self.session.name, event, attempt_id=self.attempt.id)
 
+    def append_event(self, event: Event) -> None:
+        """Put an event where it outlives this process, at once."""
+        self._log.append(self.session.name, event, attempt_id=self.attempt.id)
+
+    def prepare_log(self) -> None:
+        """Have the event log ready for an event in a hurry."""
+        try:
+            self._log.prepare()
+        except OSError as error:
+            _log.warning("%s: an event will wait for the disk: %s", self._log.root, error)
+
     def store_event(self, event: Event) -> object:
         """Put an event into the database, with the numbers that the attempt has there."""
         store = self.needed()
@@ -213,6 +224,7 @@ class Link:
         """Let go of the database."""
         with self._lock:
             self._closed = True
+        self._log.close()
         if self.store is not None:
             self.store.close()
 

@@ -83,6 +83,7 @@ def open_rooms(
             )
         rooms.writer.start()
         rooms.emergency.start()
+        rooms.link.prepare_log()
         rooms.signals.install()
         undo.pop_all()
     return rooms
@@ -183,7 +184,8 @@ def _build(
 
     def notice_signal(signum: int) -> None:
         reason = f"{Signals(signum).name} received"
-        emergency.request_stop(reason, signum=signum, step=recorder.last_step)
+        step = recorder.last_step
+        emergency.request_stop(reason, signum=signum, step=step, at_once=True)
 
     def connect() -> Writer:
         return _connect(rooms, claimed.spool)
@@ -280,6 +282,7 @@ def _emergency(settings: Settings, link: Link, wanted: list[str], notifier: Noti
     return Emergency(
         Origin(link.session.id, link.attempt.number, link.spool.identity.rank),
         write_event=link.write_event,
+        append_event=link.append_event,
         store_event=link.store_event if asked else None,
         ship=link.ship_events if asked else None,
         request_checkpoint=wanted.append,
