@@ -305,7 +305,8 @@ class SignalWatch:
         self._earlier.forward(byte)
         if not (self.installed and byte in self._previous):
             return None
-        self._seen += 1
+        # Another handler over ours (uvicorn's) takes the signal first and may raise it again.
+        self._seen += signal.getsignal(byte) is self._handler
         return byte
 
     def _give_back_wakeup(self) -> None:
