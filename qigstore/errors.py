@@ -11,6 +11,7 @@ as attributes, so a caller never parses a message.
     ├── NotFound                    no session, checkpoint or event of that name (also LookupError)
     ├── SessionBusy                 another living process records this session
     ├── NotRunning                  no living process records this session, so none can be stopped
+    ├── RankError                   a rank of a distributed run is gone, or silent
     ├── StoreError
     │   ├── StoreUnavailable        no database answers
     │   │   ├── EmbeddedServerError the local server cannot be started
@@ -54,6 +55,7 @@ __all__ = [
     "NotRunning",
     "NotStored",
     "QigstoreError",
+    "RankError",
     "SchemaOutdated",
     "SessionBusy",
     "SpoolBusy",
@@ -137,6 +139,10 @@ class NotRunning(QigstoreError):
         super().__init__(
             f"session {session!r} is not running: {how}. See `qigstore sessions show {session}`."
         )
+
+
+class RankError(QigstoreError):
+    """A rank of a distributed run is gone, or did not answer in time."""
 
 
 class StoreError(QigstoreError):

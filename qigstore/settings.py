@@ -62,7 +62,7 @@ class Settings(BaseSettings):
     close_timeout_s: float = Field(default=30.0, ge=0)
     abort_deadline_s: float = Field(default=20.0, gt=0)
     heartbeat_interval_s: float = Field(default=5.0, gt=0)
-    heartbeat_limit_s: float = Field(default=30.0, gt=0)
+    heartbeat_limit_s: float = Field(default=30.0, gt=0, allow_inf_nan=False)
     notify_command: str | None = Field(
         default=None, description="command told of events: JSON on stdin; no shell"
     )

@@ -109,6 +109,8 @@ attempt = Table(
     Column("config", JSONB, nullable=False, server_default=_EMPTY),
     _time("started_at", required=True),
     _time("heartbeat_at", required=True),
+    # Its own limit: whoever looks at it need not know the settings it runs with.
+    Column("heartbeat_limit_s", Double, nullable=False, server_default=text("30")),
     _time("ended_at"),
     # No foreign key: a checkpoint's row may be rebuilt or removed, the lineage stays.
     Column("resumed_from", UUID(as_uuid=True)),
@@ -120,6 +122,7 @@ attempt = Table(
         "status IN ('running', 'completed', 'aborted', 'failed', 'lost')", name="status_known"
     ),
     CheckConstraint("number >= 1", name="number_positive"),
+    CheckConstraint("heartbeat_limit_s > 0", name="heartbeat_limit_positive"),
 )
 
 writer = Table(

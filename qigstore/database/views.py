@@ -17,13 +17,10 @@ from qigkernels.regimes import Regime
 from qigstore.database.schema import CUSTOM_COLUMNS, SCHEMA
 from qigstore.records import STANDARD_METRICS
 
-__all__ = ["LOST_AFTER_S", "REGIMES", "VIEWS", "View", "canonical_telemetry", "statements"]
+__all__ = ["REGIMES", "VIEWS", "View", "canonical_telemetry", "statements"]
 
 REGIMES: tuple[str, ...] = tuple(regime.value for regime in Regime)
 """Names of the stored codes 0, 1, 2, ..."""
-
-LOST_AFTER_S = 30
-"""A running attempt whose last heartbeat is older is shown as lost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +84,8 @@ _ROW = _KEY | {
     "seq": "Number of the record among those of its writer: the true order.",
 }
 
-_STATUS = f"""CASE WHEN a.status = 'running'
-              AND a.heartbeat_at < now() - interval '{LOST_AFTER_S} s'
+_STATUS = """CASE WHEN a.status = 'running'
+              AND a.heartbeat_at < now() - a.heartbeat_limit_s * interval '1 s'
             THEN 'lost' ELSE a.status END"""
 
 _VALUE = _lines(
@@ -224,8 +221,8 @@ _SESSION_STATS = View(
     _SESSION
     | {
         "attempts": "How many process lives it has had.",
-        "status": "Of the newest attempt; lost: it runs, and its heartbeat is older than "
-        f"{LOST_AFTER_S} s.",
+        "status": "Of the newest attempt; lost: it runs, and has not been heard of within its "
+        "heartbeat_limit_s.",
         "rows": "Telemetry rows of all attempts and ranks.",
         "repeated_rows": "Records replaced by a later record of the same step.",
         "last_step": "The greatest step of the newest attempt that stored any.",
