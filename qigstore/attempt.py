@@ -3,10 +3,12 @@
 A claim is safe against two processes that open one session in the same moment: attempts are
 numbered under the session's row lock, so the one with the lower number keeps the session and the
 other withdraws. With no database in reach the spools of this data folder decide it the same way.
+Of several ranks the first claims for all, and invites the others to join its attempt.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import platform
@@ -15,20 +17,28 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 from qigstore.checkpoints import CheckpointStore
-from qigstore.errors import SessionBusy, StoreError
+from qigstore.errors import NotRunning, SessionBusy, StoreError
 from qigstore.leftovers import OFFLINE, settle_leftovers, spools
 from qigstore.recording import Draining, Spool, SpoolIdentity
 from qigstore.records import AttemptInfo, SessionInfo
 
 if TYPE_CHECKING:
     from qigstore.recording import DrainReport
-    from qigstore.repository import Store
+    from qigstore.repository import Store, WriterState
     from qigstore.settings import Settings
 
-__all__ = ["Claim", "claim", "claim_offline"]
+__all__ = [
+    "Claim",
+    "Newcomer",
+    "claim",
+    "claim_from_afar",
+    "claim_offline",
+    "join",
+    "join_offline",
+]
 
 _log = logging.getLogger("qigstore")
 _SHIPPING_LIMIT_S, _SHIPPING_POLL_S = 60.0, 0.05
@@ -48,13 +58,35 @@ class Claim:
     spool: Spool
     epoch: int
 
+    @property
+    def invitation(self) -> str:
+        """What `join` needs to know of the attempt, as text."""
+        return json.dumps({"attempt": str(self.attempt.id), "number": self.attempt.number})
+
     def withdraw(self, store: Store | None) -> None:
         """Give the session back: what was claimed could not be opened."""
         if store is None:
             self.spool.remove()
             return
         self.spool.close()
-        store.sessions.close_attempt(self.attempt.id, "failed", reason="could not be opened")
+        if self.spool.identity.rank == 0:  # the others only joined
+            store.sessions.close_attempt(self.attempt.id, "failed", reason="could not be opened")
+
+
+@dataclass(frozen=True, slots=True)
+class Newcomer:
+    """A process elsewhere that wants to record: its own ids, so that asking twice asks once.
+
+    Attributes:
+        attempt: of the run, the same for each of its ranks. writer: of this rank alone.
+        host, pid: where it runs, for whoever looks for it.
+    """
+
+    attempt: UUID
+    writer: UUID
+    rank: int
+    host: str
+    pid: int
 
 
 def claim(
@@ -70,7 +102,12 @@ def claim(
     leftovers = settle_leftovers(store, settings, _mine(settings, name))
     session = store.sessions.open(name, config)
     attempt = store.sessions.open_attempt(
-        session.id, uuid4(), host=platform.node(), pid=os.getpid(), config=config
+        session.id,
+        uuid4(),
+        host=platform.node(),
+        pid=os.getpid(),
+        config=config,
+        heartbeat_limit_s=settings.heartbeat_limit_s,
     )
     spool = None
     try:
@@ -113,28 +150,92 @@ def claim_offline(
         InvalidInput: a name or configuration that no database would store.
         SpoolFull: the disk has no room for the first segment.
     """
-    from qigstore.repository.texts import document, line
-
-    line("session name", name)
-    config, now = document("config", config), datetime.now(UTC)
-    session = SessionInfo(id=0, name=name, config=config, created_at=now)
-    attempt = AttemptInfo(
-        id=uuid4(),
-        session_id=0,
-        number=_next_number(settings, name),
-        status="running",
-        host=platform.node(),
-        pid=os.getpid(),
-        started_at=now,
-        heartbeat_at=now,
-        config=config,
-    )
-    told = replace(_identity(name, config, attempt), offline=True, address=address)
-    spool = _create_spool(settings, OFFLINE, told)
+    guessed = _Guess(name, config, uuid4(), _next_number(settings, name))
+    claimed = guessed.claim(settings, 0, address)
+    told = claimed.spool.identity
     if not takeover and (rival := _living_rival(settings, told)) is not None:
-        spool.remove()
+        claimed.spool.remove()
         raise SessionBusy(name, f"process {rival.pid} on {rival.host}")
-    return Claim(session, attempt, spool, 0)
+    return claimed
+
+
+@dataclass(frozen=True, slots=True)
+class _Guess:
+    """A session and an attempt that no database has heard of."""
+
+    name: str
+    config: Mapping[str, Any]
+    attempt: UUID
+    number: int
+
+    def claim(self, settings: Settings, rank: int, address: str | None) -> Claim:
+        from qigstore.repository.texts import document, line
+
+        line("session name", self.name)
+        config, now = document("config", self.config), datetime.now(UTC)
+        session = SessionInfo(id=0, name=self.name, config=config, created_at=now)
+        attempt = AttemptInfo(
+            id=self.attempt,
+            session_id=0,
+            number=self.number,
+            status="running",
+            host=platform.node(),
+            pid=os.getpid(),
+            started_at=now,
+            heartbeat_at=now,
+            heartbeat_limit_s=settings.heartbeat_limit_s,
+            config=config,
+        )
+        told = _identity(self.name, config, attempt, rank)
+        spool = _create_spool(settings, OFFLINE, replace(told, offline=True, address=address))
+        return Claim(session, attempt, spool, 0)
+
+
+def join(
+    store: Store, settings: Settings, name: str, config: Mapping[str, Any], *, told: str, rank: int
+) -> Claim | None:
+    """Join the attempt that rank 0 has claimed; None: this database has not heard of it.
+
+    Args:
+        told: rank 0's `Claim.invitation`.
+
+    Raises:
+        StoreUnavailable: no database answers.
+        InvalidInput: another process is this rank of that attempt.
+        SpoolFull: the disk has no room for the first segment.
+    """
+    attempt = store.sessions.attempt(UUID(json.loads(told)["attempt"]))
+    if attempt is None:
+        return None
+    # Rank 0 has done so on its own host.
+    settle_leftovers(store, settings, _mine(settings, name))
+    session = store.sessions.by_id(attempt.session_id)
+    spool = _create_spool(settings, str(store.id), _identity(name, config, attempt, rank))
+    try:
+        state = store.writers.register(spool.identity.writer, attempt.id, rank)
+    except BaseException:
+        spool.remove()
+        raise
+    return Claim(session, attempt, spool, state.epoch)
+
+
+def join_offline(
+    settings: Settings,
+    name: str,
+    config: Mapping[str, Any],
+    *,
+    told: str,
+    rank: int,
+    address: str | None,
+) -> Claim:
+    """Join the attempt of rank 0 with no database in reach of this rank.
+
+    Raises:
+        SpoolFull: the disk has no room for the first segment.
+    """
+    invited = json.loads(told)
+    guessed = _Guess(name, config, UUID(invited["attempt"]), int(invited["number"]))
+    return guessed.claim(settings, rank, address)
 
 
 def _mine(settings: Settings, name: str) -> Draining:
@@ -143,17 +244,20 @@ def _mine(settings: Settings, name: str) -> Draining:
     return Draining(only=name, address=address_of(settings))
 
 
-def _identity(name: str, config: Mapping[str, Any], attempt: AttemptInfo) -> SpoolIdentity:
+def _identity(
+    name: str, config: Mapping[str, Any], attempt: AttemptInfo, rank: int = 0
+) -> SpoolIdentity:
     return SpoolIdentity(
         writer=uuid4(),
         attempt=attempt.id,
         session=name,
-        rank=0,
+        rank=rank,
         config=dict(config),
-        host=attempt.host,
-        pid=attempt.pid,
+        host=platform.node(),
+        pid=os.getpid(),
         created_at=attempt.started_at,
         number=attempt.number,
+        heartbeat_limit_s=attempt.heartbeat_limit_s,
     )
 
 
@@ -195,8 +299,7 @@ def _settle_rivals(
 ) -> None:
     """Close older running attempts whose process is dead; refuse or shut out a living one."""
     busy = {report.attempt_id: report.owner for report in leftovers if report.busy}
-    limit_s = settings.heartbeat_limit_s
-    attempts = store.sessions.attempts(session.id, heartbeat_limit_s=limit_s)
+    attempts = store.sessions.attempts(session.id)
     offline = busy.keys() - {attempt.id for attempt in attempts}
     if offline and not takeover:
         raise SessionBusy(session.name, f"{busy[offline.pop()]}, which has no database in reach")
@@ -252,3 +355,41 @@ def _may_live(rival: AttemptInfo | SpoolIdentity, *, held: bool) -> bool:
     except PermissionError:
         return True
     return True
+
+
+def claim_from_afar(
+    store: Store,
+    settings: Settings,
+    name: str,
+    config: Mapping[str, Any],
+    newcomer: Newcomer,
+    *,
+    takeover: bool,
+) -> tuple[AttemptInfo, WriterState]:
+    """Open an attempt for a process that cannot reach the database itself; again: the same one.
+
+    Its rows wait on its own side, so that here nothing is shipped for it. Several ranks of one run
+    send the same attempt, each with its own writer.
+
+    Raises:
+        SessionBusy: a living process records this session and `takeover` is false.
+        NotRunning: that attempt has ended.
+        InvalidInput: the attempt or the writer is another's.
+    """
+    session = store.sessions.open(name, config)
+    attempt = store.sessions.open_attempt(
+        session.id,
+        newcomer.attempt,
+        host=newcomer.host,
+        pid=newcomer.pid,
+        config=config,
+        heartbeat_limit_s=settings.heartbeat_limit_s,
+    )
+    if attempt.ended_at is not None:
+        raise NotRunning(name, attempt.status, attempt.reason)
+    try:
+        _settle_rivals(store, session, attempt, (), settings=settings, takeover=takeover)
+    except BaseException as error:
+        _give_up(store, attempt, f"not opened: {error}"[:2000])
+        raise
+    return attempt, store.writers.register(newcomer.writer, attempt.id, newcomer.rank)

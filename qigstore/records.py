@@ -22,6 +22,7 @@ __all__ = [
     "CheckpointStatus",
     "Decision",
     "Event",
+    "Scope",
     "SessionInfo",
     "Severity",
     "TelemetryRow",
@@ -31,6 +32,9 @@ AttemptStatus = Literal["running", "completed", "aborted", "failed", "lost"]
 Severity = Literal["info", "warning", "critical"]
 CheckpointKind = Literal["regular", "emergency"]
 CheckpointStatus = Literal["committed", "quarantined", "deleted"]
+Scope = Literal["read", "write", "checkpoint", "abort", "admin"]
+"""What a token of the REST server may do: read what was recorded; record; read and verify the files
+of checkpoints; stop runs; all of it, and the audit."""
 
 STANDARD_METRICS: tuple[str, ...] = (
     "loss",
@@ -86,6 +90,8 @@ class AttemptInfo:
     pid: int
     started_at: datetime
     heartbeat_at: datetime
+    heartbeat_limit_s: float = 30.0
+    """Running and not heard of for longer, it counts as lost."""
     ended_at: datetime | None = None
     resumed_from: UUID | None = None
     """The checkpoint it started from, if any."""

@@ -22,6 +22,8 @@ from roles import new_role
 from qigstore.errors import EmbeddedServerError
 
 if TYPE_CHECKING:
+    from rest import Rest
+
     from qigstore.database.engine import Database
 
 SEED = int(os.environ.get("QIGSTORE_TEST_SEED") or random.SystemRandom().getrandbits(32))
@@ -170,6 +172,15 @@ def elsewhere(server_dsn: str, template: str) -> Iterator[Any]:
 
     with new_database(server_dsn, template) as dsn, Store(Database(dsn)) as other:
         yield other
+
+
+@pytest.fixture
+def rest(store: Any, home: Path) -> Iterator[Rest]:
+    """A REST server on the same."""
+    from rest import served
+
+    with served(store, home) as server:
+        yield server
 
 
 @pytest.fixture

@@ -22,16 +22,18 @@ EVERYTHING = sorted(
 # Lower may not import higher; rooms on one level do not know each other (run.py wires them).
 LEVELS: tuple[frozenset[str], ...] = (
     frozenset({"errors"}),
-    frozenset({"settings", "records"}),
+    frozenset({"settings", "records", "encoding"}),
     frozenset({"database"}),
     frozenset({"repository"}),
     frozenset({"recording", "safety", "checkpoints"}),
     frozenset({"recovery", "leftovers", "query"}),
     frozenset({"attempt", "exchange"}),
     frozenset({"link"}),
-    frozenset({"rooms"}),
+    frozenset({"rooms", "place"}),
+    frozenset({"opening"}),
     frozenset({"run"}),
-    frozenset({"cli", "demo", "__main__", "__init__"}),
+    frozenset({"server"}),
+    frozenset({"cli", "demo", "integrations", "__main__", "__init__"}),
 )
 MAY_KNOW_EACH_OTHER = frozenset({"cli", "demo", "__main__", "__init__"})
 BLIND_TO_THE_DATABASE = frozenset({"safety", "checkpoints"})

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
-import platform
 import time
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +9,7 @@ import typer
 
 from qigstore.cli.context import SessionName, opened_store
 from qigstore.cli.output import Json, fields_of, print_json
+from qigstore.cli.token import who
 
 if TYPE_CHECKING:
     from qigstore.records import AttemptInfo, Event
@@ -38,15 +37,14 @@ def abort(
     """
     from qigstore.settings import load_settings
 
-    settings = load_settings()
-    with opened_store(settings) as store:
+    with opened_store(load_settings()) as store:
         info = store.sessions.get(session)
+        store.audit.add("abort", who(), session=session, detail={"reason": reason})
         request = store.stops.request(
             info.id,
             reason=reason,
-            by=f"{_user()}@{platform.node()}",
+            by=who(),
             checkpoint=not no_checkpoint,
-            heartbeat_limit_s=settings.heartbeat_limit_s,
         )
         attempt = _await_end(store, request, wait)
     if as_json:
@@ -59,13 +57,6 @@ def abort(
     else:
         status = "" if attempt.exit_status is None else f", exit status {attempt.exit_status}"
         typer.echo(f"  {attempt.status}{status}")
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError):
-        return "someone"  # a container's user without a name
 
 
 def _await_end(store: Store, request: Event, wait_s: float) -> AttemptInfo:

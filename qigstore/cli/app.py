@@ -19,9 +19,11 @@ from qigstore.cli import (
     exchange,
     query,
     recover,
+    serve,
     sessions,
     spool,
     sql,
+    token,
     top,
     version,
 )
@@ -86,6 +88,8 @@ app.add_typer(events.app, name="events")
 app.command("export")(exchange.export)
 app.command("import")(exchange.import_file)
 app.add_typer(spool.app, name="spool")
+app.command("serve")(serve.serve)
+app.add_typer(token.app, name="token")
 app.command("sql")(sql.sql)
 app.add_typer(db.app, name="db")
 app.command("version")(version.version)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields, is_dataclass
-from datetime import UTC, date, datetime, timedelta
-from decimal import Decimal
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import typer
+
+from qigstore.encoding import as_json, fields_of
 
 __all__ = [
     "Json",
@@ -25,39 +24,6 @@ __all__ = [
 ]
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
-
-_JSON_TYPES = (str, int, bool, type(None))
-
-
-def as_json(value: Any) -> Any:
-    """The value in JSON's own types; NaN and ±inf become strings, records become objects."""
-    if isinstance(value, float | Decimal):
-        number = float(value)
-        if math.isnan(number):
-            return "NaN"
-        return number if math.isfinite(number) else ("Infinity" if number > 0 else "-Infinity")
-    if isinstance(value, _JSON_TYPES):
-        return value
-    if is_dataclass(value) and not isinstance(value, type):
-        return as_json(fields_of(value))
-    if isinstance(value, Mapping):
-        return {str(key): as_json(item) for key, item in value.items()}
-    if isinstance(value, datetime):
-        return value.astimezone(UTC).isoformat()
-    if isinstance(value, date):
-        return value.isoformat()
-    if isinstance(value, timedelta):
-        return value.total_seconds()
-    if isinstance(value, bytes | memoryview):
-        return bytes(value).hex()
-    if isinstance(value, Iterable):
-        return [as_json(item) for item in value]
-    return str(value)
-
-
-def fields_of(record: Any) -> dict[str, Any]:
-    """The fields of one of our records, by name."""
-    return {field.name: getattr(record, field.name) for field in fields(record)}
 
 
 def print_json(value: Any) -> None:

@@ -108,6 +108,7 @@ def _rights(access: Access) -> Iterator[tuple[str, tuple[str, ...]]]:
     yield "SELECT", tuple(VIEWS)
     if access == "writer":
         yield "SELECT", (*_READS, *_WRITES)
+        yield "INSERT", ("audit",)  # who asked a run to stop
         yield "INSERT, UPDATE", _WRITES
         yield "DELETE", _REPLACES
 

@@ -10,12 +10,14 @@ from sqlalchemy import (
     Boolean,
     CheckConstraint,
     Column,
+    Connection,
     DateTime,
     Double,
     ForeignKey,
     Identity,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     SmallInteger,
     Table,
@@ -24,13 +26,17 @@ from sqlalchemy import (
     text,
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB, UUID
+from sqlalchemy.event import listen
 
 from qigstore.records import STANDARD_METRICS
 
 __all__ = [
+    "CUSTOM_COLUMNS",
     "SCHEMA",
     "attempt",
+    "audit",
     "basin",
+    "change",
     "checkpoint",
     "curve",
     "event",
@@ -40,6 +46,7 @@ __all__ = [
     "session",
     "store",
     "telemetry",
+    "token",
     "writer",
 ]
 
@@ -57,6 +64,7 @@ metadata = MetaData(
 )
 
 _NOW = text("now()")
+_TRANSACTION = text("pg_current_xact_id()::text::bigint")
 _EMPTY = text("'{}'::jsonb")
 # In PostgreSQL NaN equals itself and is greater than every number, so this excludes NaN and ±inf.
 _FINITE = "{0} IS NULL OR ({0} > '-Infinity'::float8 AND {0} < 'Infinity'::float8)"
@@ -101,6 +109,8 @@ attempt = Table(
     Column("config", JSONB, nullable=False, server_default=_EMPTY),
     _time("started_at", required=True),
     _time("heartbeat_at", required=True),
+    # Its own limit: whoever looks at it need not know the settings it runs with.
+    Column("heartbeat_limit_s", Double, nullable=False, server_default=text("30")),
     _time("ended_at"),
     # No foreign key: a checkpoint's row may be rebuilt or removed, the lineage stays.
     Column("resumed_from", UUID(as_uuid=True)),
@@ -112,6 +122,7 @@ attempt = Table(
         "status IN ('running', 'completed', 'aborted', 'failed', 'lost')", name="status_known"
     ),
     CheckConstraint("number >= 1", name="number_positive"),
+    CheckConstraint("heartbeat_limit_s > 0", name="heartbeat_limit_positive"),
 )
 
 writer = Table(
@@ -125,6 +136,8 @@ writer = Table(
         nullable=False,
     ),
     Column("rank", Integer, nullable=False, server_default=text("0")),
+    # What its rows are keyed by: four bytes where session, attempt and rank would be sixteen.
+    Column("number", Integer, Identity(always=True), nullable=False),
     # The fence: a batch is stored only by the holder of this epoch, only right after acked_seq.
     Column("epoch", BigInteger, nullable=False, server_default=text("1")),
     Column("acked_seq", BigInteger, nullable=False, server_default=text("0")),
@@ -134,11 +147,18 @@ writer = Table(
     Column("repeated_rows", BigInteger, nullable=False, server_default=text("0")),
     Column("min_step", BigInteger),
     Column("max_step", BigInteger),
+    # Sequence number less step of its first row, and so of most: telemetry.seq is NULL in those.
+    Column("seq_less_step", BigInteger),
     # Steps that its narrowest bucket of a curve covers; NULL: too few rows so far, 0: no buckets.
     Column("bucket_steps", BigInteger),
+    # Records up to this one may hold steps in another order than their own; later ones do not.
+    Column("reordered_seq", BigInteger, nullable=False, server_default=text("0")),
+    # The transaction that made it; see `change`.
+    Column("created_in", BigInteger, nullable=False, server_default=_TRANSACTION),
     _time("created_at", required=True),
     _time("stored_at"),
     UniqueConstraint("attempt_id", "rank"),
+    UniqueConstraint("number"),
     CheckConstraint("acked_seq >= 0", name="acked_seq_positive"),
 )
 
@@ -154,28 +174,34 @@ metric = Table(
     UniqueConstraint("session_id", "name"),
 )
 
+CUSTOM_COLUMNS: tuple[str, ...] = tuple(f"custom_{place}" for place in range(1, 17))
+"""Columns of the custom metrics at positions 1 to 16 of their session."""
+
 # The hot table: no foreign key and one B-tree, which doubles its COPY speed (architecture note).
+# A step of 20 metrics takes 258 bytes, index and roll-ups included. What keeps it there: the key
+# is the writer's number and the step; what is NULL has no bytes (a head of 32 covers 72 columns),
+# so the first custom metrics have columns of their own, where an array would add 24, and `seq` is
+# left out where it follows from the step; writer and regime share one word, so that nothing is
+# padded; the index is filled to the last byte, as steps come in order.
 telemetry = Table(
     "telemetry",
     metadata,
-    Column("session_id", BigInteger, primary_key=True, autoincrement=False),
-    Column("attempt", Integer, primary_key=True, autoincrement=False),
-    Column("rank", Integer, primary_key=True, autoincrement=False),
-    Column("step", BigInteger, primary_key=True, autoincrement=False),
-    Column("seq", BigInteger, nullable=False),
-    Column("recorded_at", DateTime(timezone=True), nullable=False),
+    Column("writer", Integer, primary_key=True, autoincrement=False),
     # Code of the regime (qigkernels.regimes.Regime, in the order of its members); views name it.
     Column("regime", SmallInteger),
-    *(Column(name, Double) for name in STANDARD_METRICS),
-    Column("custom", ARRAY(Double)),
+    Column("step", BigInteger, primary_key=True, autoincrement=False),
+    # NULL: the step and writer.seq_less_step together.
+    Column("seq", BigInteger),
+    Column("recorded_at", DateTime(timezone=True), nullable=False),
+    *(Column(name, Double) for name in (*STANDARD_METRICS, *CUSTOM_COLUMNS)),
+    # Those at the positions after the columns'.
+    Column("custom_more", ARRAY(Double)),
 )
 
 basin = Table(
     "basin",
     metadata,
-    Column("session_id", BigInteger, primary_key=True, autoincrement=False),
-    Column("attempt", Integer, primary_key=True, autoincrement=False),
-    Column("rank", Integer, primary_key=True, autoincrement=False),
+    Column("writer", Integer, primary_key=True, autoincrement=False),
     Column("step", BigInteger, primary_key=True, autoincrement=False),
     # √p, the stored form: distances from stored roots cost a third.
     Column("root", ARRAY(Double), nullable=False),
@@ -186,9 +212,7 @@ basin = Table(
 curve = Table(
     "curve",
     metadata,
-    Column("session_id", BigInteger, primary_key=True, autoincrement=False),
-    Column("attempt", Integer, primary_key=True, autoincrement=False),
-    Column("rank", Integer, primary_key=True, autoincrement=False),
+    Column("writer", Integer, primary_key=True, autoincrement=False),
     Column("width", BigInteger, primary_key=True, autoincrement=False),
     Column("start", BigInteger, primary_key=True, autoincrement=False),
     Column("rows", BigInteger, nullable=False),
@@ -201,6 +225,14 @@ curve = Table(
     Column("nans", ARRAY(BigInteger)),
     Column("infs", ARRAY(BigInteger)),
 )
+
+
+def _fill_index(table: Table, connection: Connection, **_: object) -> None:
+    connection.execute(text(f"ALTER INDEX {SCHEMA}.pk_{table.name} SET (fillfactor = 100)"))
+
+
+for _table in (telemetry, basin, curve):
+    listen(_table, "after_create", _fill_index)
 
 event = Table(
     "event",
@@ -303,4 +335,53 @@ recovery_event = Table(
     Column("skip_last", BigInteger),
     _time("decided_at", required=True),
     Index(None, "session_id", "decided_at"),
+)
+
+# Which transaction changed an event or a checkpoint last: with a snapshot it tells what is new
+# (`repository.feed`). Kept by a trigger, so that no way to change one is left out.
+change = Table(
+    "change",
+    metadata,
+    Column("id", UUID(as_uuid=True), primary_key=True),
+    Column("kind", Text, nullable=False),
+    Column("session_id", BigInteger, ForeignKey(session.c.id, ondelete="CASCADE"), nullable=False),
+    Column("changed_in", BigInteger, nullable=False),
+    Index(None, "changed_in"),
+    Index(None, "session_id"),
+)
+
+# Who may ask the REST server. The secret itself is shown once and never stored.
+token = Table(
+    "token",
+    metadata,
+    Column("id", UUID(as_uuid=True), primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("digest", LargeBinary, nullable=False),
+    Column("scopes", ARRAY(Text), nullable=False),
+    # The sessions it is for, `*` for any characters; NULL: all of them.
+    Column("sessions", Text),
+    _time("created_at", required=True),
+    _time("expires_at"),
+    _time("revoked_at"),
+    _time("last_used_at"),
+    UniqueConstraint("name"),
+    CheckConstraint("length(digest) = 32", name="digest_sha256"),
+    CheckConstraint(
+        "scopes <@ '{read,write,checkpoint,abort,admin}'::text[] AND cardinality(scopes) >= 1",
+        name="scopes_known",
+    ),
+)
+
+# Only ever added to. No foreign keys: what it names may be removed, the line stays.
+audit = Table(
+    "audit",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    _time("at", required=True),
+    Column("action", Text, nullable=False),
+    Column("actor", Text, nullable=False),
+    Column("token_id", UUID(as_uuid=True)),
+    Column("session", Text),
+    Column("address", Text),
+    Column("detail", JSONB, nullable=False, server_default=_EMPTY),
 )

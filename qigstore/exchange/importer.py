@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from qigstore.repository import Store
     from qigstore.repository.exports import ExportedRow, ExportedSession, OpenedExport
 
-__all__ = ["ImportReport", "import_session"]
+__all__ = ["ImportReport", "import_session", "row_groups"]
 
 _EPOCH, _MICROSECOND = datetime(1970, 1, 1, tzinfo=UTC), timedelta(microseconds=1)
 
@@ -128,14 +128,14 @@ class _Loading:
                 rank=rank,
                 first_seq=self._acked[key] + 1,
                 last_seq=fresh[-1].seq,
-                groups=tuple(_groups(fresh)),
+                groups=tuple(row_groups(fresh)),
             )
         )
         self._acked[key] = fresh[-1].seq
         self.rows += len(fresh)
 
 
-def _groups(rows: Sequence[ExportedRow]) -> Iterator[RowGroup]:
+def row_groups(rows: Sequence[ExportedRow]) -> Iterator[RowGroup]:
     """Rows by their layout: which metrics, and how many numbers their basin has."""
     layouts: dict[tuple[tuple[str, ...], int], list[ExportedRow]] = {}
     for row in rows:

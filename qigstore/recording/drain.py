@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DrainReport", "Draining", "drain_leftovers", "register"]
 
-_ROWS_MAX = 20_000
+_ROWS_MAX = 50_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +96,7 @@ def register(store: Store, identity: SpoolIdentity) -> Target:
         pid=identity.pid,
         config=identity.config,
         started_at=identity.created_at,
+        heartbeat_limit_s=identity.heartbeat_limit_s,
     )
     state = store.writers.register(identity.writer, identity.attempt, identity.rank)
     return Target(identity.writer, state.epoch, session.id, attempt.number, identity.rank)
@@ -184,7 +185,9 @@ def _shipper(folder: Path, store: Store, identity: SpoolIdentity) -> Shipper:
 
 
 def _conclude(store: Store, identity: SpoolIdentity, notes: AttemptNotes) -> None:
-    """Tell how the attempt began and ended, as far as anybody knows."""
+    """Tell how the attempt began and ended, as far as anybody knows; rank 0 speaks for all."""
+    if identity.rank != 0:
+        return
     if notes.resumed_step is not None:
         store.sessions.set_lineage(identity.attempt, notes.resumed_from, notes.resumed_step)
     store.sessions.close_attempt(

@@ -9,6 +9,7 @@ from uuid import UUID
 from sqlalchemy import select
 
 from qigstore.database import schema
+from qigstore.repository.audit import Audit
 from qigstore.repository.basins import Basins
 from qigstore.repository.batches import AppendResult, RowGroup, TelemetryBatch
 from qigstore.repository.checkpoints import Checkpoints
@@ -16,11 +17,13 @@ from qigstore.repository.curves import Curve, Curves
 from qigstore.repository.decisions import Decisions
 from qigstore.repository.events import Events
 from qigstore.repository.exports import Exports
+from qigstore.repository.feed import Feed
 from qigstore.repository.overview import Overview
 from qigstore.repository.sessions import Sessions
 from qigstore.repository.stops import Stops
 from qigstore.repository.telemetry import RowCount, Telemetry
 from qigstore.repository.timelines import Span, Timeline, Timelines
+from qigstore.repository.tokens import Tokens
 from qigstore.repository.writers import Writers, WriterState
 
 if TYPE_CHECKING:
@@ -45,7 +48,7 @@ class Store:
 
     Attributes:
         sessions, writers, telemetry, basins, curves, timelines, overview, events, stops,
-            checkpoints, decisions, exports: one repository a noun.
+            checkpoints, decisions, exports, feed, tokens, audit: one repository a noun.
         database: where they keep it.
     """
 
@@ -63,6 +66,9 @@ class Store:
         self.checkpoints = Checkpoints(database)
         self.decisions = Decisions(database)
         self.exports = Exports(database)
+        self.feed = Feed(database, self.telemetry)
+        self.tokens = Tokens(database)
+        self.audit = Audit(database)
         self._id: UUID | None = None
 
     @property

@@ -23,7 +23,7 @@ from qigstore.repository.texts import document, optional_text, text_value
 if TYPE_CHECKING:
     from qigstore.database.engine import Database
 
-__all__ = ["CANDIDATES_MAX", "Checkpoints"]
+__all__ = ["CANDIDATES_MAX", "Checkpoints", "checkpoint_of"]
 
 CANDIDATES_MAX = 20
 _INT8_MAX = 2**63 - 1
@@ -83,7 +83,7 @@ class Checkpoints:
             NotFound: there is none, or several begin so; the error names them.
         """
         with self._database.begin() as connection:
-            return _record(find(connection, checkpoints, "checkpoint", checkpoint_id))
+            return checkpoint_of(find(connection, checkpoints, "checkpoint", checkpoint_id))
 
     def list(
         self, session_id: int, *, status: CheckpointStatus | None = None, limit: int = 100
@@ -157,7 +157,7 @@ class Checkpoints:
 
     def _read(self, query: Select[Any]) -> builtins.list[Checkpoint]:
         with self._database.begin() as connection:
-            return [_record(row) for row in connection.execute(query)]
+            return [checkpoint_of(row) for row in connection.execute(query)]
 
     def _change(self, checkpoint_id: UUID, values: dict[str, Any]) -> None:
         change = update(checkpoints).where(_c.id == checkpoint_id).values(values)
@@ -166,7 +166,8 @@ class Checkpoints:
                 raise NotFound("checkpoint", checkpoint_id)
 
 
-def _record(row: Row[Any]) -> Checkpoint:
+def checkpoint_of(row: Row[Any]) -> Checkpoint:
+    """The record of a row of the table."""
     found = row._mapping
     values = {name: found[name] for name in _NAMES}
     return Checkpoint(**values | {"path": Path(values["path"])})

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from qigstore.database.schema import CUSTOM_COLUMNS
 from qigstore.errors import InvalidInput, NotFound
 from qigstore.repository import curve_buckets as stored
 from qigstore.repository.buckets import Buckets, bucket_rows, join_buckets, widen
-from qigstore.repository.curve_buckets import COUNTS, CUSTOM_FROM, MINE, PLACES, VALUES, Past
+from qigstore.repository.curve_buckets import COUNTS, CUSTOM_FROM, PLACES, VALUES, Past
 from qigstore.repository.texts import METRIC_CHARACTERS_MAX, text_value
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Curve", "Curves"]
 
-_RAW_ROWS_A_POINT = 8
+_RAW_ROWS_A_POINT = 16
 """Up to so many rows a point are read one by one."""
 
 
@@ -69,8 +70,8 @@ class Curves:
         """One metric of one attempt and rank at steps from `start` up to, not including, `stop`.
 
         Every stored value of the span is in exactly one element, the newest included. Few rows
-        come one by one; more come as about `points` / 2 to `points` buckets where the metric is
-        in all of them.
+        come one by one; more come as `points` / 8 to `points` buckets where the metric is in all
+        of them, from 64 · `points` rows on as at least about half of `points`.
 
         Raises:
             NotFound: the session never recorded such a metric.
@@ -118,6 +119,7 @@ class Curves:
             if found is None:
                 return 1, join_buckets([], 1)
             past = Past(*found)
+            key = {"writer": past.writer}
             assert past.least is not None
             assert past.most is not None
             low = max(start, past.least)
@@ -133,23 +135,23 @@ class Curves:
         return width, join_buckets(parts, width)
 
 
-_PAST = f"""
-SELECT t.stored_rows, t.min_step, t.max_step, t.bucket_steps
-FROM (SELECT w.*, a.session_id, a.number AS attempt
-      FROM qigstore.writer w JOIN qigstore.attempt a ON a.id = w.attempt_id) t
-WHERE {MINE.format("t")} AND t.max_step IS NOT NULL"""  # noqa: S608
+_PAST = """
+SELECT w.number, w.seq_less_step, w.stored_rows, w.min_step, w.max_step, w.bucket_steps
+FROM qigstore.writer w JOIN qigstore.attempt a ON a.id = w.attempt_id
+WHERE a.session_id = %(session)s AND a.number = %(attempt)s AND w.rank = %(rank)s
+ AND w.max_step IS NOT NULL"""
 _POSITION = "SELECT position FROM qigstore.metric WHERE session_id = %s AND name = %s"
-_VALUES_OF_ROWS = f"""
-SELECT t.step, t.{{value}} FROM qigstore.telemetry t
-WHERE {MINE.format("t")} AND t.{{value}} IS NOT NULL
- AND t.step >= %(start{{i}})s AND t.step < %(stop{{i}})s"""  # noqa: S608
-_VALUES_OF_BUCKETS = f"""
+_VALUES_OF_ROWS = """
+SELECT t.step, t.{value} FROM qigstore.telemetry t
+WHERE t.writer = %(writer)s AND t.{value} IS NOT NULL
+ AND t.step >= %(start{i})s AND t.step < %(stop{i})s"""
+_VALUES_OF_BUCKETS = """
 SELECT c.start, c.low[%(at)s], c.high[%(at)s], c.mean[%(at)s],
        coalesce(c.finite[%(at)s], c.rows), coalesce(c.nans[%(at)s], 0),
        coalesce(c.infs[%(at)s], 0)
 FROM qigstore.curve c
-WHERE {MINE.format("c")} AND c.width = %(width{{i}})s AND c.low[%(at)s] IS NOT NULL
- AND c.start >= %(start{{i}})s AND c.start < %(stop{{i}})s"""  # noqa: S608
+WHERE c.writer = %(writer)s AND c.width = %(width{i})s AND c.low[%(at)s] IS NOT NULL
+ AND c.start >= %(start{i})s AND c.start < %(stop{i})s"""
 
 
 def _read(
@@ -171,7 +173,10 @@ def _find_metric(cursor: Cursor, session_id: int, metric: str) -> tuple[str, int
     row = cursor.execute(_POSITION, (session_id, metric)).fetchone()
     if row is None:
         raise NotFound("metric", metric)
-    return f"custom[{int(row[0])}]", CUSTOM_FROM + int(row[0])
+    position, columns = int(row[0]), len(CUSTOM_COLUMNS)
+    plain = position <= columns
+    value = CUSTOM_COLUMNS[position - 1] if plain else f"custom_more[{position - columns}]"
+    return value, CUSTOM_FROM + position
 
 
 def _width(past: Past, span: int, points: int, few: int) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import PurePath
@@ -19,6 +20,7 @@ __all__ = [
     "NAME_CHARACTERS_MAX",
     "TEXT_CHARACTERS_MAX",
     "document",
+    "like_pattern",
     "line",
     "near",
     "optional_text",
@@ -120,6 +122,15 @@ def _non_finite(value: float) -> str:
 def near(wanted: object, known: Sequence[str]) -> tuple[str, ...]:
     """Up to three of the known names that look like the wanted one."""
     return tuple(difflib.get_close_matches(str(wanted)[:NAME_CHARACTERS_MAX], known, n=3))
+
+
+def like_pattern(pattern: str) -> str:
+    r"""For LIKE, what `*` for any characters says.
+
+    >>> like_pattern("ocean_*")
+    'ocean\\_%'
+    """
+    return re.sub(r"([\\%_])", r"\\\1", pattern).replace("*", "%")
 
 
 def prefix_range(kind: str, prefix: str) -> tuple[UUID, UUID]:

@@ -14,7 +14,7 @@ from roles import as_role
 import qigstore
 from qigstore.database import access, migrate, schema, views
 from qigstore.database.engine import Database
-from qigstore.errors import ConfigurationError, EmergencyStop, StoreError
+from qigstore.errors import ConfigurationError, EmergencyStop, StoreDenied, StoreError
 from qigstore.repository import Store
 
 
@@ -142,7 +142,7 @@ def test_the_commands_say_what_they_did(dsn: str, role: str, home: Path) -> None
 
 def test_what_the_server_refuses_is_one_error(dsn: str, store: Store, role: str) -> None:
     mine = Database(as_role(dsn, store.database, role, "writer"))
-    with pytest.raises(StoreError, match="nothing was changed"):
+    with pytest.raises(StoreDenied, match="CREATEROLE"):
         access.grant(mine, "another", "reader", create=True)
     mine.dispose()
     with pytest.raises(ConfigurationError, match="reader or writer"):

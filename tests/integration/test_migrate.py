@@ -71,13 +71,14 @@ def test_rows_of_the_first_revision_are_kept_and_their_writer_goes_on(empty_dsn:
             FROM qigstore.session s, generate_series(0, %s) i""",
             (count - 1,),
         )
-        before = connection.execute("SELECT * FROM qigstore.canonical_telemetry").fetchall()
+        rows = "SELECT * FROM qigstore.canonical_telemetry ORDER BY step"
+        before = connection.execute(rows).fetchall()
     migrate.upgrade(database)
     assert migrate.check(database) == []
     store = Store(database)
     session = store.sessions.get("ocean").id
     with psycopg.connect(empty_dsn) as connection:
-        assert connection.execute("SELECT * FROM qigstore.canonical_telemetry").fetchall() == before
+        assert connection.execute(rows).fetchall() == before
     seq = np.arange(count + 1, 2 * count + 1)
     regime, values = np.full(count, -1, np.int16), np.ones((count, 1))
     more = RowGroup(("phi",), seq, seq - 1, seq, values, regime)
