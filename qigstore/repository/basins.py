@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import psycopg
+import sqlalchemy
 from numpy.typing import NDArray
 from psycopg.adapt import Loader
 from psycopg.pq import Format
@@ -155,13 +156,8 @@ class Basins:
                     f"((root::vector({BASIN_DIM})) vector_l2_ops) "
                     f"WHERE cardinality(root) = {BASIN_DIM}"
                 )
-        except Exception as error:
-            driver = getattr(error, "orig", None)
-            if not isinstance(driver, psycopg.Error) or isinstance(
-                driver, psycopg.OperationalError
-            ):
-                raise
-            reason = " ".join(str(driver).split())
+        except sqlalchemy.exc.DBAPIError as error:
+            reason = " ".join(str(error.orig).split())
             raise StoreError(
                 f"{self._database.address} has no index of basins now: {reason}. It needs pgvector "
                 "0.7 or later, and a role that owns the schema and may create extensions."

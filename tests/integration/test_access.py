@@ -160,3 +160,12 @@ def test_an_index_of_basins_is_no_difference(dsn: str, store: Store, home: Path)
     assert "has an index" in run(env, "db", "index-basins").stdout
     assert migrate.check(store.database) == []
     assert data(env, "db", "index-basins", "--drop") == {"index": None}
+
+
+def test_a_writer_may_not_index_the_basins(dsn: str, store: Store, role: str) -> None:
+    mine = Database(as_role(dsn, store.database, role, "writer"))
+    try:
+        with pytest.raises(StoreError, match=r"denied|denies|must be owner|not available"):
+            Store(mine).basins.make_index()
+    finally:
+        mine.dispose()
