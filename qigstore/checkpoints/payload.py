@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from blake3 import blake3
 
-from qigstore.checkpoints.arrays import ITEM_BYTES, NOT_FINITE_MASKS
+from qigstore.checkpoints.arrays import ITEM_BYTES, NOT_FINITE_MASKS, Leaf
 from qigstore.checkpoints.disk import PAGE
 from qigstore.checkpoints.format import Slot, TensorInfo, layout, root_digest
 from qigstore.checkpoints.tree import FlatState, flatten
@@ -29,6 +29,8 @@ SMALL_BYTES = 32 << 20
 """Below this no second thread pays: the two would wait for Python's lock."""
 _HOT = 1 << 20
 """A piece that fits a core's own cache, and holds whole items of every dtype."""
+_QUICK = 128 << 10
+"""Copied in less time than it takes to give Python's lock away and get it back."""
 _POPULATE = 23
 """MADV_POPULATE_WRITE (Linux 5.14), which Python's mmap has no name for."""
 _POPULATE_STEP = 32 << 20
@@ -156,11 +158,7 @@ def stage(state: Any, reuse: mmap.mmap | None = None) -> Staged:
 
     def copy(part: Sequence[Slot]) -> None:
         for slot in part:
-            leaf = flat.leaves[slot.name]
-            target = np.ndarray(leaf.data.shape, leaf.raw, buffer=buffer, offset=slot.start)
-            # The same bytes, whatever the dtypes are called (bits of bfloat16 are an int16).
-            same = leaf.data.dtype.kind == leaf.raw.kind
-            np.copyto(target, leaf.data if same else leaf.data.view(leaf.raw))
+            _copy(flat.leaves[slot.name], slot, buffer)
 
     # Training waits, so that two cores are free to copy.
     beside = Beside(partial(copy, slots[::2]), here=size < SMALL_BYTES)
@@ -171,6 +169,20 @@ def stage(state: Any, reuse: mmap.mmap | None = None) -> Staged:
     beside.result()
     raw = {name: leaf.raw for name, leaf in flat.leaves.items()}
     return Staged(flat.skeleton, header, slots, raw, buffer, size)
+
+
+def _copy(leaf: Leaf, slot: Slot, buffer: mmap.mmap) -> None:
+    """Copy an array to its place: the same bytes, whatever the dtypes are called.
+
+    A small one by one call that keeps Python's lock; a large one so that others may run.
+    """
+    # Bits of bfloat16 are an int16 to torch.
+    data = leaf.data if leaf.data.dtype.kind == leaf.raw.kind else leaf.data.view(leaf.raw)
+    if data.nbytes <= _QUICK and data.flags.c_contiguous and data.dtype == leaf.raw:
+        buffer[slot.start : slot.stop] = data
+    else:
+        target = np.ndarray(data.shape, leaf.raw, buffer=buffer, offset=slot.start)
+        np.copyto(target, data)
 
 
 def reserve(state: Any, reuse: mmap.mmap | None = None) -> mmap.mmap:
