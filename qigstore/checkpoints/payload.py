@@ -179,7 +179,8 @@ def _copy(leaf: Leaf, slot: Slot, buffer: mmap.mmap) -> None:
     # Bits of bfloat16 are an int16 to torch.
     data = leaf.data if leaf.data.dtype.kind == leaf.raw.kind else leaf.data.view(leaf.raw)
     if data.nbytes <= _QUICK and data.flags.c_contiguous and data.dtype == leaf.raw:
-        buffer[slot.start : slot.stop] = data
+        octets: Any = data  # some NumPy's stubs know of no buffer
+        buffer[slot.start : slot.stop] = octets
     else:
         target = np.ndarray(data.shape, leaf.raw, buffer=buffer, offset=slot.start)
         np.copyto(target, data)
