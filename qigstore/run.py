@@ -286,10 +286,14 @@ class Run:
     def checkpoint(self, state: Any, *, step: int, every: int = 1) -> bool:
         """Save `state` after each `every` steps, and at once when a stop asks for it.
 
-        The state is copied before this returns; writing, hashing and ranking happen behind.
+        The state is copied before this returns; writing, hashing and ranking happen behind. The
+        first call takes the memory for that copy, as much as the state's arrays, also behind.
 
         Returns:
             Whether this call saved.
+
+        Raises:
+            CheckpointError: this state cannot be saved; told at the first call, due or not.
         """
         rooms = self._opened()
         if rooms is None:
@@ -302,6 +306,7 @@ class Run:
         else:
             due = (step + 1) % every == 0 or bool(rooms.checkpoint_wanted)
         if not due:
+            rooms.checkpoints.prepare(state, wait=False)
             return False
         self._save(state, step)
         return True

@@ -221,8 +221,12 @@ def tensor_identity(tensor: Any) -> object:
     )
 
 
-def torch_leaf(tensor: Any, path: tuple[Any, ...]) -> tuple[Leaf, dict[str, Any]]:
+def torch_leaf(
+    tensor: Any, path: tuple[Any, ...], *, values: bool = True
+) -> tuple[Leaf, dict[str, Any]]:
     """A torch tensor's stored form, and what the skeleton must say of it.
+
+    `values=False`: memory of the same shape will do for numbers that would have to be fetched.
 
     Raises:
         CheckpointError: a sparse, quantised or meta tensor, a subclass, or an unknown dtype.
@@ -243,7 +247,10 @@ def torch_leaf(tensor: Any, path: tuple[Any, ...]) -> tuple[Leaf, dict[str, Any]
     node = {"dtype": dtype, "grad": bool(tensor.requires_grad), "parameter": parameter}
     plain = tensor.detach()
     if not tensor.is_cpu or tensor.is_conj() or tensor.is_neg():
-        plain = plain.resolve_conj().resolve_neg().cpu()
+        if values:
+            plain = plain.resolve_conj().resolve_neg().cpu()
+        else:
+            plain = torch.empty(plain.shape, dtype=plain.dtype)
     if dtype in _BITS:
         code, bits = _BITS[dtype]
         data = plain.view(getattr(torch, bits)).numpy()

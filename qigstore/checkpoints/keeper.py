@@ -83,6 +83,7 @@ class CheckpointKeeper:
         self._tidier: threading.Thread | None = None
         self._tidy_wanted = False
         self._buffer: mmap | None = None
+        self._prepared = False
         self._closed = False
         self._index: dict[UUID, Checkpoint] = {}
         self._protected: set[UUID] = set()
@@ -153,15 +154,38 @@ class CheckpointKeeper:
             self._raise_errors()
         return info.id
 
-    def prepare(self, state: Any) -> None:
+    def prepare(self, state: Any, *, wait: bool = True) -> None:
         """Take the memory of a save now, so that the first one blocks no longer than the others.
+
+        `wait=False`: behind the caller's back, once, and not where a save has taken it already;
+        a save that comes meanwhile waits for it. It is as much as the state takes, until `close`.
 
         Raises:
             CheckpointError: such a state cannot be saved.
         """
+        if not wait and (self._prepared or self._buffer is not None):
+            return
         self._check_usable()
+        size = self.store.size_of(state)
+        self._prepared = True
+        if wait:
+            self._reserve(size)
+            return
+        threading.Thread(
+            target=self._reserve_first, args=(size,), name="qigstore-buffer", daemon=True
+        ).start()
+
+    def _reserve(self, size: int) -> None:
         with self._saving:
-            self._buffer = self.store.reserve(state, reuse=self._buffer)
+            self._buffer = self.store.reserve(size, reuse=self._buffer)
+
+    def _reserve_first(self, size: int) -> None:
+        """Take the memory if no save has done so; the first save says it where there is none."""
+        with self._saving, suppress(OSError):
+            if self._buffer is None and not self._closed:
+                self._buffer = self.store.reserve(size)
+            if self._closed:
+                self._buffer = None
 
     def wait(self, timeout_s: float | None = None) -> None:
         """Wait until the save in flight is committed, and a little for its row.

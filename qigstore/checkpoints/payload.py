@@ -22,7 +22,7 @@ from qigstore.checkpoints.disk import PAGE
 from qigstore.checkpoints.format import Slot, TensorInfo, layout, root_digest
 from qigstore.checkpoints.tree import FlatState, flatten
 
-__all__ = ["SMALL_BYTES", "Beside", "Hashed", "Staged", "allocate", "reserve", "stage"]
+__all__ = ["SMALL_BYTES", "Beside", "Hashed", "Staged", "allocate", "reserve", "size_of", "stage"]
 
 _SLACK = 4 << 20
 SMALL_BYTES = 32 << 20
@@ -31,9 +31,6 @@ _HOT = 1 << 20
 """A piece that fits a core's own cache, and holds whole items of every dtype."""
 _QUICK = 128 << 10
 """Copied in less time than it takes to give Python's lock away and get it back."""
-_POPULATE = 23
-"""MADV_POPULATE_WRITE (Linux 5.14), which Python's mmap has no name for."""
-_POPULATE_STEP = 32 << 20
 
 
 class Beside:
@@ -186,13 +183,22 @@ def _copy(leaf: Leaf, slot: Slot, buffer: mmap.mmap) -> None:
         np.copyto(target, data)
 
 
-def reserve(state: Any, reuse: mmap.mmap | None = None) -> mmap.mmap:
-    """The buffer that `stage` would use for such a state, its pages there already.
+def size_of(state: Any) -> int:
+    """Bytes that staging such a state takes; its numbers are not looked at.
 
     Raises:
         CheckpointError: the state holds something that cannot be saved.
     """
-    return _buffer_for(_layout_of(flatten(state))[2], reuse)
+    return _layout_of(flatten(state, values=False))[2]
+
+
+def reserve(size: int, reuse: mmap.mmap | None = None) -> mmap.mmap:
+    """The buffer that `stage` would use for a state of this size, its pages there already."""
+    buffer = _buffer_for(size, reuse)
+    if buffer is not reuse:
+        # By NumPy, which gives Python's lock away meanwhile; madvise would keep it.
+        np.frombuffer(buffer, np.uint8)[::PAGE] = 0
+    return buffer
 
 
 def _layout_of(flat: FlatState) -> tuple[bytes, tuple[Slot, ...], int]:
@@ -208,9 +214,9 @@ def _buffer_for(size: int, reuse: mmap.mmap | None) -> mmap.mmap:
 def allocate(size: int, *, private: bool = False) -> mmap.mmap:
     """Page-aligned memory of whole pages; `private`: a forked child does not get it.
 
-    Hints only: a kernel without them does the same, slower. Large pages, all at once, cost a third
-    of touching small ones one by one. Forked data loaders must not make every later write to the
-    buffer of a save copy a page.
+    Hints only: a kernel without them does the same, slower. Large pages cost a third of small ones
+    at first touch. Forked data loaders must not make every later write to the buffer of a save copy
+    a page.
     """
     pages = max(-(-size // PAGE), 1) * PAGE
     buffer = mmap.mmap(-1, pages, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
@@ -219,11 +225,6 @@ def allocate(size: int, *, private: bool = False) -> mmap.mmap:
         if hint is not None:
             with suppress(OSError):
                 buffer.madvise(hint)
-    for start in range(0, pages, _POPULATE_STEP):  # other threads get their turn in between
-        try:
-            buffer.madvise(_POPULATE, start, min(_POPULATE_STEP, pages - start))
-        except OSError:
-            break
     return buffer
 
 

@@ -88,14 +88,16 @@ class FlatState:
     leaves: Mapping[str, Leaf]
 
 
-def flatten(state: Any) -> FlatState:
+def flatten(state: Any, *, values: bool = True) -> FlatState:
     """Take a state apart without copying its arrays.
+
+    `values=False`: only their dtypes and shapes count, and nothing is fetched from a device.
 
     Raises:
         CheckpointError: a type that cannot be saved, a cycle, or too much nesting; it names the
             place, as in ``state['opt'][3]``.
     """
-    walk = _Flattener()
+    walk = _Flattener(values=values)
     skeleton = walk.node(state, ())
     return FlatState(skeleton, walk.leaves)
 
@@ -206,8 +208,9 @@ def _type_name(value: object) -> str:
 
 
 class _Flattener:
-    def __init__(self) -> None:
+    def __init__(self, *, values: bool) -> None:
         self.leaves: dict[str, Leaf] = {}
+        self._values = values
         self._nodes = 0
         self._open: set[int] = set()
         self._finished: dict[int, int] = {}
@@ -315,7 +318,7 @@ class _Flattener:
     def _tensor(self, value: Any, path: tuple[Any, ...]) -> Any:
         key = tensor_identity(value)
         if key not in self._known:
-            leaf, node = torch_leaf(value, path)
+            leaf, node = torch_leaf(value, path, values=self._values)
             self._remember(key, value, {"tensor": self._add(leaf, path), **node})
         return self._known[key]
 
