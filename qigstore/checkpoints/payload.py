@@ -25,8 +25,10 @@ from qigstore.checkpoints.tree import FlatState, flatten
 __all__ = ["SMALL_BYTES", "Beside", "Hashed", "Staged", "allocate", "reserve", "size_of", "stage"]
 
 _SLACK = 4 << 20
-SMALL_BYTES = 32 << 20
-"""Below this no second thread pays: the two would wait for Python's lock."""
+SMALL_BYTES = 1 << 20
+"""Below this neither going past the page cache pays nor a second thread that hashes meanwhile."""
+_TWO_COPY = 32 << 20
+"""Below this one thread copies: a second one would be there when all is done."""
 _HOT = 1 << 20
 """A piece that fits a core's own cache, and holds whole items of every dtype."""
 _QUICK = 128 << 10
@@ -158,7 +160,7 @@ def stage(state: Any, reuse: mmap.mmap | None = None) -> Staged:
             _copy(flat.leaves[slot.name], slot, buffer)
 
     # Training waits, so that two cores are free to copy.
-    beside = Beside(partial(copy, slots[::2]), here=size < SMALL_BYTES)
+    beside = Beside(partial(copy, slots[::2]), here=size < _TWO_COPY)
     try:
         copy(slots[1::2])
     finally:
