@@ -89,8 +89,8 @@ def _fill(dsn: str, store: Store, rows: int, health: str) -> int:
     session_id = store.sessions.open(f"{rows} rows, {health}", {}).id
     events = {"session": session_id, "last": rows + _SETTLE, **_HEALTH[health]}
     with store.database.begin_unlimited() as connection:
-        connection.exec_driver_sql(_CHECKPOINTS, (session_id, rows))
         connection.exec_driver_sql(_EVENTS, events)
+        connection.exec_driver_sql(_CHECKPOINTS, (session_id, rows))
     with psycopg.connect(dsn, autocommit=True) as plain:
         plain.execute("VACUUM (ANALYZE) qigstore.checkpoint, qigstore.event")
     return session_id
