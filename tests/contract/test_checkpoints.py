@@ -451,6 +451,18 @@ def test_the_level_of_a_checkpoint_follows_from_its_next_alarm_in_whatever_order
         assert quiet == (sum(bound < min(after) for bound in BOUNDS) if after else len(BOUNDS))
 
 
+def test_a_level_that_is_too_high_makes_nothing_healthy(store: Store) -> None:
+    """It may be where an event and a checkpoint come at once; the events have the last word."""
+    session_id = store.sessions.open("ocean", {}).id
+    keep(store, *(made(session_id, step, step / 100) for step in range(0, 90, 10)))
+    alarm(store, session_id, 60)
+    before = store.checkpoints.candidates(session_id, settle_steps=20)
+    with store.database.raw() as connection:
+        connection.execute("UPDATE qigstore.checkpoint SET quiet = 11")
+    assert store.checkpoints.candidates(session_id, settle_steps=20) == before
+    assert {item.checkpoint.step for item in before if not item.healthy} == {40, 50, 60}
+
+
 def explained(store: Store, asked: dict[str, Any]) -> tuple[int, set[str]]:
     """Rows that the statement reads from tables and indexes, and the indexes it uses."""
     read, used = 0.0, set()
