@@ -298,22 +298,26 @@ def _settle_rivals(
     takeover: bool,
 ) -> None:
     """Close older running attempts whose process is dead; refuse or shut out a living one."""
-    busy = {report.attempt_id: report.owner for report in leftovers if report.busy}
+    busy = [report for report in leftovers if report.busy]
     attempts = store.sessions.attempts(session.id)
-    offline = busy.keys() - {attempt.id for attempt in attempts}
+    known = {attempt.id for attempt in attempts}
+    offline = [report for report in busy if report.attempt_id not in known]
     if offline and not takeover:
-        raise SessionBusy(session.name, f"{busy[offline.pop()]}, which has no database in reach")
+        raise SessionBusy(session.name, f"{offline[0].owner}, which has no database in reach")
     for rival in attempts:
-        if rival.number >= mine.number or rival.ended_at is not None:
+        held = [report for report in busy if report.attempt_id == rival.id]
+        living = [report for report in held if _may_live(report.holder or rival, held=True)]
+        # Lost: rank 0 is dead, as whoever shipped its spool found; another rank may not be.
+        over = rival.ended_at is not None and not (rival.status == "lost" and living)
+        if over or rival.number >= mine.number:
             continue
-        held = rival.id in busy
-        if held and not _may_live(rival, held=True):
-            # Its process is dead, its spool is not free: another process ships it just now.
+        if held and not living:
+            # Its processes are dead, a spool is not free: another process ships it just now.
             _await_shipping(store, settings, session.name, rival)
-            held = False
-        alive = held or (rival.status == "running" and _may_live(rival, held=False))
+        alive = bool(living) or (rival.status == "running" and _may_live(rival, held=False))
         if alive and not takeover:
-            raise SessionBusy(session.name, f"process {rival.pid} on {rival.host}")
+            who = living[0].owner if living else f"process {rival.pid} on {rival.host}"
+            raise SessionBusy(session.name, who or "an unknown process")
         if alive:
             for writer in store.writers.of_attempt(rival.id):
                 store.writers.take_over(writer)

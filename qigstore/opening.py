@@ -197,7 +197,7 @@ def _build(
         lambda alarm: rooms.raise_alarms((alarm,)),
         link.tell_event,
         # Who declared no rules is not told that the default ones watch a loss.
-        idle=None if rules.rules == RuleSet.of(None).rules else tell_idle,
+        idle=tell_idle if first and rules.rules != RuleSet.of(None).rules else None,
     )
 
     if why is None:

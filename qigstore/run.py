@@ -339,12 +339,16 @@ class Run:
     def checkpoint(self, state: Any, *, step: int, every: int = 1) -> bool:
         """Save `state` after each `every` steps, and at once when a stop asks for it.
 
-        The state is copied before this returns; writing, hashing and ranking happen behind.
+        The state is copied before this returns; writing, hashing and ranking happen behind. The
+        first call takes the memory for that copy, as much as the state's arrays, also behind.
 
         Of several ranks, which hold the same state, rank 0 saves.
 
         Returns:
             Whether this call saved.
+
+        Raises:
+            CheckpointError: this state cannot be saved; told at the first call, due or not.
         """
         rooms = self._opened()
         if rooms is None:
@@ -357,7 +361,10 @@ class Run:
             due = rooms.saves_on_stop
         else:
             due = (step + 1) % every == 0 or bool(rooms.checkpoint_wanted)
-        if not due or not rooms.saves:
+        if not rooms.saves:
+            return False
+        if not due:
+            rooms.checkpoints.prepare(state, wait=False)
             return False
         self._save(state, step)
         return True

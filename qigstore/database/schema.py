@@ -267,6 +267,8 @@ event = Table(
     CheckConstraint("severity IN ('info', 'warning', 'critical')", name="severity_known"),
 )
 
+_FIT = "status = 'committed' AND kind = 'regular' AND weights_finite"
+
 checkpoint = Table(
     "checkpoint",
     metadata,
@@ -287,6 +289,8 @@ checkpoint = Table(
     Column("metadata", JSONB, nullable=False, server_default=_EMPTY),
     _time("created_at", required=True),
     _time("verified_at"),
+    # How long no critical event followed, as a level; kept by triggers (migration 0008).
+    Column("quiet", SmallInteger, nullable=False, server_default="11"),
     CheckConstraint(_FINITE.format("phi"), name="phi_finite"),
     CheckConstraint("kind IN ('regular', 'emergency')", name="kind_known"),
     CheckConstraint("status IN ('committed', 'quarantined', 'deleted')", name="status_known"),
@@ -317,6 +321,26 @@ checkpoint = Table(
         text("step DESC"),
         "id",
         postgresql_where=text("status <> 'deleted'"),
+    ),
+    # The healthy ones in both orders, for each level: however many are not, they are not read.
+    Index(
+        "ix_checkpoint_fit_ranking",
+        "session_id",
+        "quiet",
+        text("phi DESC NULLS LAST"),
+        text("step DESC"),
+        "id",
+        postgresql_where=text(f"{_FIT} AND phi IS NOT NULL"),
+    ),
+    Index(
+        "ix_checkpoint_fit_newest",
+        "session_id",
+        "quiet",
+        text("(phi IS NULL)"),
+        text("attempt DESC"),
+        text("step DESC"),
+        "id",
+        postgresql_where=text(_FIT),
     ),
     Index(None, "session_id", "step"),
 )

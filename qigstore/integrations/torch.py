@@ -37,7 +37,8 @@ def ranks(*, every: int = 1, limit_s: float = 120.0) -> Ranks:
 
     Args:
         every: steps between two exchanges. limit_s: how long a rank waits for the others at a
-            step's end: longer than any step, evaluation and save of one rank alone may take.
+            step's end and at the start: longer than any step, evaluation and save of one rank
+            alone may take, and than rank 0 may need to ship what dead processes left.
 
     Raises:
         ConfigurationError: `torch.distributed` is not initialised, or a number out of its range.

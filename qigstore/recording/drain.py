@@ -31,7 +31,8 @@ class DrainReport:
 
     Attributes:
         rows: stored now. gap_rows: lost to damage. refused_rows: put into quarantine.
-        busy: its process is alive; nothing was touched. owner: which process that is.
+        busy: its process is alive; nothing was touched. owner: which process that is, in words.
+        holder: the same as the spool tells it.
         elsewhere: the database that its rows are meant for, which is not this one.
         error: why it was left as it is.
     """
@@ -44,6 +45,7 @@ class DrainReport:
     refused_rows: int = 0
     busy: bool = False
     owner: str | None = None
+    holder: SpoolIdentity | None = None
     elsewhere: str | None = None
     error: str | None = None
 
@@ -128,7 +130,9 @@ def _busy(folder: Path, busy: SpoolBusy) -> DrainReport:
         identity = read_identity(folder)
     except SpoolError:
         return DrainReport(folder, busy=True, owner=busy.owner)
-    return DrainReport(folder, identity.session, identity.attempt, busy=True, owner=busy.owner)
+    return DrainReport(
+        folder, identity.session, identity.attempt, busy=True, owner=busy.owner, holder=identity
+    )
 
 
 def _drain_one(folder: Path, store: Store, how: Draining) -> DrainReport | None:

@@ -385,6 +385,18 @@ def test_a_basin_comes_back_as_a_distribution(any_store: Store, rng: random.Rand
     assert any_store.telemetry.basin(sender.id, sender.attempt.number, 0, 6) is None
 
 
+def test_a_limit_counts_over_the_attempts_in_their_order(store: Store) -> None:
+    for attempt in range(1, 4):
+        Sender(store).send(range(attempt, attempt + 3), {"loss": [float(attempt)] * 3})
+    session = store.sessions.get("ocean").id
+    every = [(a, s) for a in (1, 2, 3) for s in range(a, a + 3)]
+    for limit in range(len(every) + 2):
+        found = store.telemetry.rows(session, limit=limit)
+        assert [(row.attempt, row.step) for row in found] == every[:limit]
+    from_four = store.telemetry.rows(session, start=4, limit=2)
+    assert [(row.attempt, row.step) for row in from_four] == [(2, 4), (3, 4)]
+
+
 def test_rows_are_read_by_attempt_rank_and_range(any_store: Store) -> None:
     first = Sender(any_store)
     first.send(range(10), {"loss": range(10)})

@@ -366,7 +366,6 @@ def test_uvicorn_inside_a_run_ends_first_and_its_signal_is_no_second_one(
     tmp_path: Path, signum: int
 ) -> None:
     """uvicorn puts its handler over ours and, once it has shut down, raises the signal again."""
-    pytest.importorskip("uvicorn")
     with child(SERVED, str(tmp_path)) as process:
         wait_for(process, "ready")
         process.send_signal(signum)
@@ -404,7 +403,6 @@ uvicorn.run(app, port=0, log_level="error")
 
 
 def test_a_run_inside_uvicorn_saves_first_and_passes_the_signal_on(tmp_path: Path) -> None:
-    pytest.importorskip("uvicorn")
     with child(SERVING, str(tmp_path)) as process:
         wait_for(process, "ready")
         process.terminate()

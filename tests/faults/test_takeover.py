@@ -61,7 +61,7 @@ def take_over(name: str, dsn: str, pid: int, told: memoryview) -> tuple[int, int
 
 def rounds(count: int, folder: Path, dsn: str, rng: random.Random) -> None:
     began, kept, stale = time.monotonic(), 0, 0
-    with nursery(NURSERY) as order:
+    with nursery(NURSERY) as order, psycopg.connect(dsn, autocommit=True) as connection:
         for number in range(count):
             name, place = f"round {number}", folder / f"{number}"
             place.write_bytes(bytes(4096))
@@ -69,6 +69,8 @@ def rounds(count: int, folder: Path, dsn: str, rng: random.Random) -> None:
             pid = order(session=name, dsn=dsn, counters=str(place), rows_after=ROWS_AFTER)
             try:
                 wait_until(lambda told=told: told[0], "the first row is recorded")
+                if number % 2:  # the other half may be stopped before anything is stored
+                    wait_until(lambda name=name: rows_of(connection, name), "a row is stored")
                 time.sleep(rng.uniform(0, 0.3))
                 before, after = take_over(name, dsn, pid, told)
             finally:

@@ -90,6 +90,37 @@ def test_rows_of_the_first_revision_are_kept_and_their_writer_goes_on(empty_dsn:
     database.dispose()
 
 
+def test_checkpoints_of_an_earlier_revision_are_as_healthy_as_before(empty_dsn: str) -> None:
+    database = Database(empty_dsn)
+    migrate.upgrade(database, "0003")
+    with psycopg.connect(empty_dsn) as connection:
+        connection.execute("INSERT INTO qigstore.session (name) VALUES ('ocean')")
+        connection.execute(
+            """
+            INSERT INTO qigstore.checkpoint
+                (id, session_id, attempt, step, phi, weights_finite, path, bytes, digest)
+            SELECT gen_random_uuid(), s.id, 1, i * 10, i / 7.0, true, '/p', 1, 'x'
+            FROM qigstore.session s, generate_series(0, 9) i"""
+        )
+        connection.execute(
+            """
+            INSERT INTO qigstore.event (id, session_id, attempt, step, rule, severity, message)
+            SELECT gen_random_uuid(), s.id, 1, 75, 'loss', 'critical', 'm'
+            FROM qigstore.session s"""
+        )
+    migrate.upgrade(database)
+    assert migrate.check(database) == []
+    store = Store(database)
+    session = store.sessions.get("ocean").id
+    for settle, healthy in (
+        (4, [90, 80, 70, 60, 50, 40, 30, 20, 10, 0]),
+        (50, [90, 80, 20, 10, 0]),
+    ):
+        found = store.checkpoints.candidates(session, settle_steps=settle)
+        assert [item.checkpoint.step for item in found if item.healthy] == healthy
+    database.dispose()
+
+
 def test_the_version_table_lives_in_our_schema_alone(dsn: str) -> None:
     with psycopg.connect(dsn) as connection:
         found = connection.execute(

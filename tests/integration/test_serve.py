@@ -20,6 +20,8 @@ import httpx2
 import pytest
 from processes import wait_until
 
+from qigstore.database.engine import Database
+from qigstore.repository import Store
 from qigstore.server import ServerConfig
 from qigstore.server.listening import listen, url_of
 
@@ -54,13 +56,17 @@ def test_it_serves_until_it_is_told_to_stop(dsn: str, home: Path, number: int) -
     bearer = token(env)
     with serving(env) as (child, url):
         wait_until(lambda: httpx2.get(f"{url}/v1/health").status_code == 200, "healthy")
-        answer = httpx2.get(f"{url}/v1/sessions?limit=3", headers=bearer)
+        forged = {"X-Forwarded-For": "6.6.6.6", "Forwarded": "for=6.6.6.6"}
+        answer = httpx2.get(f"{url}/v1/sessions?limit=3", headers=bearer | forged)
         assert (answer.status_code, answer.json()) == (200, [])
         assert "server" not in answer.headers
         assert httpx2.get(f"{url}/v1/sessions?token=hunter2").status_code == 400
         child.send_signal(number)
         _, err = child.communicate(timeout=60)
         assert child.returncode == 0, err
+    with Store(Database(dsn)) as store:
+        used = [line.address for line in store.audit.list() if line.action == "token.use"]
+    assert used == ["127.0.0.1"], "the peer's address, whatever it says of itself"
     assert re.search(r"GET /v1/sessions 200 [\d.]+ ms t0", err)
     assert "limit=3" not in err
     assert "hunter2" not in err

@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,7 +22,7 @@ import httpx2
 import pytest
 import uvicorn
 from commands import environment
-from processes import wait_until
+from processes import REPOSITORY, wait_until
 from streams import Ledger, serving
 from websockets.client import ClientProtocol
 from websockets.exceptions import ConnectionClosed
@@ -368,3 +371,53 @@ def test_it_sleeps_while_nobody_listens(host: Hosted, run: qigstore.Run) -> None
     # What was stored while nobody listened is not new to the one who comes.
     assert set(ledger.rows["ocean", 1, 0]) == {2}
     assert len(looks) > before
+
+
+def test_the_example_watches_through_a_restart(home: Path) -> None:
+    env = environment(home)
+    with open_store(home=home) as store, serving(env) as served:
+        _, secret = store.tokens.create("reader", ["read"])
+        store.sessions.open("ocean", {})
+        command = [sys.executable, "-W", "error", str(REPOSITORY / "examples" / "watch.py")]
+        with (
+            subprocess.Popen(
+                [*command, served.url, "ocean"], env=env | {"QIGSTORE_TOKEN": secret},
+                stdout=subprocess.PIPE, text=True,
+            ) as watcher,
+            qigstore.session("ocean", home=home, rules=[]) as run,
+        ):  # fmt: skip
+            try:
+                assert watcher.stdout is not None
+                shown = records_of(watcher.stdout, run, 0)
+                served.kill()
+                step = record(run, shown, 10)
+                served.start()
+                while shown < step:
+                    shown = next_records(watcher.stdout, after=shown)
+            finally:
+                watcher.kill()
+
+
+def records_of(lines: Iterator[str], run: qigstore.Run, step: int) -> int:
+    """Record until the watcher shows something; the last record that it shows."""
+    reader = threading.Thread(target=lambda: found.append(next_records(lines, after=None)))
+    found: list[int] = []
+    reader.start()
+    while reader.is_alive():
+        step = record(run, step, 1)
+        reader.join(0.2)
+    last = step
+    shown = found[0]
+    while shown < last:
+        shown = next_records(lines, after=shown)
+    return shown
+
+
+def next_records(lines: Iterator[str], after: int | None) -> int:
+    """The next line about records, which begin where the ones before ended."""
+    for line in lines:
+        found = re.fullmatch(r"ocean records (\d+) to (\d+)\n", line)
+        if found:
+            assert after is None or int(found[1]) == after + 1
+            return int(found[2])
+    raise AssertionError("the watcher ended")

@@ -6,7 +6,6 @@ import random
 from pathlib import Path
 
 import psycopg
-import pytest
 from places import new_database
 from rest import PROBLEM, Rest, served
 
@@ -77,14 +76,12 @@ def test_guessing_is_slowed_and_does_not_slow_others(store: Store, home: Path) -
         assert codes[-1] == 429
 
 
-@pytest.mark.parametrize(
-    "value",
-    ["", "Bearer", "Bearer ", "Basic eDp5", "Bearer é".encode("latin-1"), "Bearer a b", "qs_1"],
-)
-def test_what_is_no_bearer_token_is_unauthorized(rest: Rest, value: str) -> None:
-    answer = rest.client.get("/v1/sessions", headers={"Authorization": value})
-    assert answer.status_code == 401
-    assert answer.headers["content-type"] == PROBLEM
+def test_what_is_no_bearer_token_is_unauthorized(rest: Rest) -> None:
+    latin = "Bearer é".encode("latin-1")
+    for value in ("", "Bearer", "Bearer ", "Basic eDp5", latin, "Bearer a b", "qs_1"):
+        answer = rest.client.get("/v1/sessions", headers={"Authorization": value})
+        assert answer.status_code == 401, value
+        assert answer.headers["content-type"] == PROBLEM
 
 
 def test_a_question_that_takes_too_long_is_given_up(dsn: str, home: Path) -> None:
