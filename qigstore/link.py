@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 from uuid import UUID
 
 from qigstore.checkpoints import CheckpointManager, CheckpointStore, Retention
-from qigstore.checkpoints.keeper import CheckpointRows
 from qigstore.checkpoints.ranking import best_first, finite, judge, newest_first
+from qigstore.checkpoints.rows import CheckpointRows
 from qigstore.database.engine import address_of, open_database
 from qigstore.errors import StoreUnavailable
 from qigstore.leftovers import OFFLINE, located, resolved, settle_leftovers
@@ -130,6 +130,17 @@ class Link:
         """Put an event into a file."""
         return self._log.write(self.session.name, event, attempt_id=self.attempt.id)
 
+    def append_event(self, event: Event) -> None:
+        """Put an event where it outlives this process, at once."""
+        self._log.append(self.session.name, event, attempt_id=self.attempt.id)
+
+    def prepare_log(self) -> None:
+        """Have the event log ready for an event in a hurry."""
+        try:
+            self._log.prepare()
+        except OSError as error:
+            _log.warning("%s: an event will wait for the disk: %s", self._log.root, error)
+
     def store_event(self, event: Event) -> object:
         """Put an event into the database, with the numbers that the attempt has there."""
         store = self.needed()
@@ -196,9 +207,12 @@ class Link:
         self.write_event(replace(event, detail=detail, checkpoint_id=checkpoint, resolved_at=now))
 
     def end(self) -> None:
-        """Tell the database what is noted of the attempt; nothing where it never knew it."""
+        """Tell the database what is noted of the attempt; nothing where it never knew it.
+
+        Rank 0 speaks for all.
+        """
         notes = self._notes
-        if self.store is None or notes.status is None:
+        if self.store is None or notes.status is None or self.spool.identity.rank != 0:
             return
         if notes.resumed_step is not None:
             self.store.sessions.set_lineage(self.attempt.id, notes.resumed_from, notes.resumed_step)
@@ -210,6 +224,7 @@ class Link:
         """Let go of the database."""
         with self._lock:
             self._closed = True
+        self._log.close()
         if self.store is not None:
             self.store.close()
 

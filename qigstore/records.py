@@ -90,6 +90,8 @@ class AttemptInfo:
     pid: int
     started_at: datetime
     heartbeat_at: datetime
+    heartbeat_limit_s: float = 30.0
+    """Running and not heard of for longer, it counts as lost."""
     ended_at: datetime | None = None
     resumed_from: UUID | None = None
     """The checkpoint it started from, if any."""

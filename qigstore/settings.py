@@ -58,11 +58,11 @@ class Settings(BaseSettings):
     spool_bytes_max: int = Field(default=1 << 30, ge=1 << 20)
     segment_bytes: int = Field(default=4 << 20, ge=1 << 16)
     flush_interval_s: float = Field(default=0.1, gt=0, le=60)
-    batch_rows_max: int = Field(default=20_000, ge=1)
+    batch_rows_max: int = Field(default=50_000, ge=1)
     close_timeout_s: float = Field(default=30.0, ge=0)
     abort_deadline_s: float = Field(default=20.0, gt=0)
     heartbeat_interval_s: float = Field(default=5.0, gt=0)
-    heartbeat_limit_s: float = Field(default=30.0, gt=0)
+    heartbeat_limit_s: float = Field(default=30.0, gt=0, allow_inf_nan=False)
     notify_command: str | None = Field(
         default=None, description="command told of events: JSON on stdin; no shell"
     )

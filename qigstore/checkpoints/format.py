@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, NamedTuple, cast, get_args
 from uuid import UUID
 
 import numpy as np
@@ -69,8 +69,7 @@ class FileInfo:
     blake3: str
 
 
-@dataclass(frozen=True, slots=True)
-class TensorInfo:
+class TensorInfo(NamedTuple):
     """What the manifest says of one array: its stored dtype and shape, and its digest."""
 
     dtype: str
@@ -163,10 +162,7 @@ def root_digest(header: bytes, digests: Iterable[str]) -> str:
     It covers every byte of the file, as its own digest would, and no byte is hashed twice: while
     training runs, hashing is what a save takes from it.
     """
-    root = blake3(header)
-    for digest in digests:
-        root.update(bytes.fromhex(digest))
-    return root.hexdigest()
+    return blake3(header).update(bytes.fromhex("".join(digests))).hexdigest()
 
 
 def _header(places: Sequence[Slot]) -> bytes:

@@ -32,6 +32,8 @@ __all__ = ["Payload"]
 Array = npt.NDArray[Any]
 
 _CHUNK = 4 << 20
+_HOT = 1 << 20
+"""What comes from the page cache is hashed in pieces that a core's own cache still holds."""
 _RUN = 8 << 20
 _READERS = 6
 _GAP = 64 << 10
@@ -134,11 +136,12 @@ class Payload:
                 what = f"shape of array {slot.name!r:.60}"
                 raise CheckpointCorrupt(self._path, what, expected="a shape", found=error) from None
         view, ready = memoryview(memory), low
+        chunk = _CHUNK if self._past_cache else _HOT
         for slot in run:
             hasher, at = blake3(), slot.start
             while at < slot.stop:
                 if at >= ready:  # what was read just now is hashed while it is in the core's cache
-                    end = min(ready + _CHUNK, run[-1].stop)
+                    end = min(ready + chunk, run[-1].stop)
                     self._fill(view[ready - low : -(-end // PAGE) * PAGE - low], ready, end - ready)
                     ready = end
                 upto = min(slot.stop, ready)

@@ -36,7 +36,7 @@ from qigstore.checkpoints.format import (
 )
 from qigstore.checkpoints.info import SaveInfo, record_of
 from qigstore.checkpoints.opened import OpenCheckpoint
-from qigstore.checkpoints.payload import SMALL_BYTES, Beside, Staged, reserve, stage
+from qigstore.checkpoints.payload import SMALL_BYTES, Beside, Staged, reserve, size_of, stage
 from qigstore.checkpoints.reading import Payload
 from qigstore.checkpoints.tree import Part
 from qigstore.errors import CheckpointError, InvalidInput, NotFound
@@ -101,9 +101,13 @@ class CheckpointStore:
         """Copy a state, so that training may go on changing it; nothing is written yet."""
         return stage(state, reuse)
 
-    def reserve(self, state: Any, *, reuse: mmap | None = None) -> mmap:
-        """The memory that staging such a state takes; `reuse` where that will do."""
-        return reserve(state, reuse)
+    def size_of(self, state: Any) -> int:
+        """Bytes that staging such a state takes."""
+        return size_of(state)
+
+    def reserve(self, size: int, *, reuse: mmap | None = None) -> mmap:
+        """The memory that staging a state of this size takes; `reuse` where that will do."""
+        return reserve(size, reuse)
 
     def commit(self, staged: Staged, info: SaveInfo) -> Checkpoint:
         """Write a staged state; complete or absent, whatever happens.

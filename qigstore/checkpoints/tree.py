@@ -88,14 +88,16 @@ class FlatState:
     leaves: Mapping[str, Leaf]
 
 
-def flatten(state: Any) -> FlatState:
+def flatten(state: Any, *, values: bool = True) -> FlatState:
     """Take a state apart without copying its arrays.
+
+    `values=False`: only their dtypes and shapes count, and nothing is fetched from a device.
 
     Raises:
         CheckpointError: a type that cannot be saved, a cycle, or too much nesting; it names the
             place, as in ``state['opt'][3]``.
     """
-    walk = _Flattener()
+    walk = _Flattener(values=values)
     skeleton = walk.node(state, ())
     return FlatState(skeleton, walk.leaves)
 
@@ -206,20 +208,22 @@ def _type_name(value: object) -> str:
 
 
 class _Flattener:
-    def __init__(self) -> None:
+    def __init__(self, *, values: bool) -> None:
         self.leaves: dict[str, Leaf] = {}
+        self._values = values
         self._nodes = 0
         self._open: set[int] = set()
         self._finished: dict[int, int] = {}
         self._alive: list[Any] = []  # objects whose id() is a key must not be freed meanwhile
         self._known: dict[Any, dict[str, Any]] = {}
-        self._plain: dict[type, Callable[[Any], Any]] = {
-            type(None): lambda value: value,
-            bool: lambda value: value,
-            str: lambda value: value,
-            int: _flat_int,
-            float: _flat_float,
-            complex: lambda z: {"complex": [_flat_float(z.real), _flat_float(z.imag)]},
+        self._kinds: dict[type, Callable[[Any, tuple[Any, ...]], Any]] = {
+            **dict.fromkeys((type(None), bool, str), lambda value, _: value),
+            int: lambda value, _: _flat_int(value),
+            float: lambda value, _: _flat_float(value),
+            complex: lambda z, _: {"complex": [_flat_float(z.real), _flat_float(z.imag)]},
+            **dict.fromkeys((dict, list, tuple, OrderedDict), self._container),
+            **dict.fromkeys((np.ndarray, np.memmap), self._array),
+            bytes: self._bytes,
         }
 
     def node(self, value: Any, path: tuple[Any, ...]) -> Any:
@@ -229,17 +233,11 @@ class _Flattener:
                 f"{place(path)}: more than {NODES_MAX} values outside arrays. Store long lists of "
                 "numbers as NumPy arrays."
             )
-        plain = self._plain.get(type(value))
-        if plain is not None:
-            return plain(value)
-        if type(value) in {dict, list, tuple, OrderedDict}:
-            return self._container(value, path)
+        known = self._kinds.get(type(value))
+        if known is not None:
+            return known(value, path)
         if isinstance(value, np.generic):
             return self._scalar(value, path)
-        if type(value) in {np.ndarray, np.memmap}:
-            return self._array(value, path)
-        if type(value) is bytes:
-            return self._bytes(value, path)
         torch = sys.modules.get("torch")
         if torch is not None and isinstance(value, torch.Tensor):
             return self._tensor(value, path)
@@ -320,7 +318,7 @@ class _Flattener:
     def _tensor(self, value: Any, path: tuple[Any, ...]) -> Any:
         key = tensor_identity(value)
         if key not in self._known:
-            leaf, node = torch_leaf(value, path)
+            leaf, node = torch_leaf(value, path, values=self._values)
             self._remember(key, value, {"tensor": self._add(leaf, path), **node})
         return self._known[key]
 
@@ -337,8 +335,10 @@ class _Flattener:
 
     def _add(self, leaf: Leaf, path: tuple[Any, ...]) -> str:
         """Keep the array under a readable name of its own that any safetensors reader takes."""
-        text = ".".join(str(key) for key in path) or "state"
-        text = text.encode("utf-8", "backslashreplace").decode("utf-8")[:_NAME_CHARS_MAX]
+        text = ".".join(map(str, path)) or "state"
+        if not text.isascii():
+            text = text.encode("utf-8", "backslashreplace").decode("utf-8")
+        text = text[:_NAME_CHARS_MAX]
         name, n = text, 1
         while name in self.leaves or name in {"", "__metadata__"}:
             n += 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import builtins
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -29,7 +29,7 @@ CANDIDATES_MAX = 20
 _INT8_MAX = 2**63 - 1
 
 _c = checkpoints.c
-_NAMES = tuple(_c.keys())
+_NAMES = tuple(item.name for item in fields(Checkpoint))
 # The order of ix_checkpoint_ranking, word for word, so that the index serves it.
 _RANKING = (_c.phi.desc().nulls_last(), _c.step.desc(), _c.id)
 # Words, not parameters: only so does a prepared statement's plan see that a partial index fits.

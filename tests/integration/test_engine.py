@@ -6,6 +6,7 @@ import os
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from sqlalchemy import text
 
 from qigstore.database.embedded import EmbeddedServer, free_port
 from qigstore.database.engine import Database, open_database, parse_dsn, require_version
-from qigstore.errors import ConfigurationError, SchemaOutdated, StoreUnavailable
+from qigstore.errors import ConfigurationError, SchemaOutdated, StoreDenied, StoreUnavailable
 from qigstore.settings import load_settings
 
 SECRET = "s3cr3t-p@ss/word"
@@ -221,6 +222,49 @@ def test_a_lost_connection_is_told_and_the_next_block_has_a_new_one(
         admin.execute("SELECT pg_terminate_backend(%s)", (pid,))
     database.ping()
     database.dispose()
+
+
+def _leave_amid_a_copy(way: Callable[[], AbstractContextManager[Any]]) -> None:
+    with way() as driver:
+        driver.pgconn.exec_(b"COPY kept FROM STDIN")  # nobody ends it
+        raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("way", ["raw", "reading"])
+def test_a_block_left_amid_a_copy_gives_its_connection_up_without_a_word(
+    empty_dsn: str, way: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    database = Database(empty_dsn)
+    with database.begin() as connection:
+        connection.execute(text("CREATE TABLE kept (number int)"))
+    with pytest.raises(ZeroDivisionError):
+        _leave_amid_a_copy(getattr(database, way))
+    assert [record.getMessage() for record in caplog.records] == []
+    database.ping()
+    database.dispose()
+
+
+def test_a_role_without_a_right_is_one_error_that_says_so(dsn: str, server_dsn: str) -> None:
+    role = str(conninfo_to_dict(dsn)["dbname"]).replace("test", "role")
+    with psycopg.connect(server_dsn, autocommit=True) as admin:
+        admin.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'of-a-test'")
+        theirs = make_conninfo(dsn, user=role, password="of-a-test")
+        database = Database(theirs)
+        try:
+            for way in (database.begin, database.raw, database.reading):
+                with pytest.raises(StoreDenied, match=r"permission denied.*role that owns"):
+                    _read_sessions(way)
+            with pytest.raises(StoreDenied, match="permission denied for schema qigstore"):
+                open_database(load_settings(dsn=theirs))
+        finally:
+            database.dispose()
+            admin.execute(f"DROP ROLE {role}")
+
+
+def _read_sessions(way: Callable[[], AbstractContextManager[Any]]) -> None:
+    with way() as connection:
+        speak = getattr(connection, "exec_driver_sql", None) or connection.execute
+        speak("SELECT count(*) FROM qigstore.session")
 
 
 def test_a_server_turned_read_only_is_unavailable(empty_dsn: str) -> None:
