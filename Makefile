@@ -48,6 +48,7 @@ bench: $(BENCH)
 	@$(BIN)/python -m benchmarks.recording
 	@$(BIN)/python -m benchmarks.geometry
 	@$(BIN)/python -m benchmarks.recovery
+	@$(BIN)/python -m benchmarks.query --rows 2000000
 	@$(BIN)/python -m benchmarks.checkpoints
 	@$(BIN)/python -m benchmarks.detectors
 

@@ -46,10 +46,18 @@ def as_json(value: Any) -> Any:
     if isinstance(value, bytes | memoryview):
         return bytes(value).hex()
     if hasattr(value, "tolist"):  # an array, or a scalar of its kind
-        return as_json(value.tolist())
+        plain = value.tolist()
+        return plain if _finite(value) else as_json(plain)
     if isinstance(value, Iterable):
         return [as_json(item) for item in value]
     return str(value)
+
+
+def _finite(array: Any) -> bool:
+    """Whether an array's elements are numbers that JSON knows, so that none needs a look."""
+    import numpy as np
+
+    return array.dtype.kind in "iu" or (array.dtype.kind == "f" and bool(np.isfinite(array).all()))
 
 
 def fields_of(record: Any) -> dict[str, Any]:

@@ -208,7 +208,7 @@ class SqlError(StoreError):
         self.sqlstate = sqlstate
         hint = ""
         if sqlstate == "25006":
-            hint = ". Pass --write to allow statements that change something"
+            hint = ". `qigstore sql --write` allows statements that change something"
         super().__init__(f"{words}{hint}")
 
 

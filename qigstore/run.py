@@ -25,6 +25,7 @@ from qigstore.settings import Settings, load_settings
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from qigstore.query import Curve
     from qigstore.recording import Health
     from qigstore.records import AttemptStatus, Decision
     from qigstore.recovery import Policy
@@ -356,6 +357,25 @@ class Run:
         """
         if (rooms := self._opened()) is not None:
             rooms.writer.flush(timeout_s, durable=durable)
+
+    def curve(self, metric: str, **what: Any) -> Curve:
+        """A metric of this session as far as it is stored, as at most `points` buckets.
+
+        Args:
+            metric: its name.
+            what: as for `qigstore.query.curve`: `points`, `start`, `stop`, `attempt`, `rank`, `by`.
+
+        Raises:
+            StoreUnavailable: no database knows the session (yet).
+            NotFound: the session never stored such a metric.
+            ConfigurationError: the run is not open, or in mode "off".
+        """
+        rooms = self._opened()
+        if rooms is None:
+            raise ConfigurationError(f"the run {self.name!r} is in mode 'off': it has no curves")
+        from qigstore.query import curve
+
+        return curve(rooms.link.needed(), self.name, metric, **what)
 
     def wait(self, *, timeout_s: float = 300.0) -> None:
         """Wait until the checkpoint in flight is committed.

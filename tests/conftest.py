@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 import pytest
 from places import new_database, short_folder
+from roles import new_role
 
 from qigstore.errors import EmbeddedServerError
 
@@ -180,3 +181,10 @@ def rest(store: Any, home: Path) -> Iterator[Rest]:
 
     with served(store, home) as server:
         yield server
+
+
+@pytest.fixture
+def role(server_dsn: str) -> Iterator[str]:
+    """The name of a role that a test may make."""
+    with new_role(server_dsn) as name:
+        yield name

@@ -1,7 +1,7 @@
 """Tokens of the REST server, and the audit of what they and people asked for.
 
 Revision ID: 0007
-Revises: 0003
+Revises: 0006
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from alembic import op
 from sqlalchemy.dialects import postgresql
 
 revision = "0007"
-down_revision = "0003"
+down_revision = "0006"
 branch_labels = None
 depends_on = None
 
@@ -38,12 +38,12 @@ def upgrade() -> None:
         _time("expires_at"),
         _time("revoked_at"),
         _time("last_used_at"),
-        sa.PrimaryKeyConstraint("id", name="pk_token"),
-        sa.UniqueConstraint("name", name="uq_token_name"),
-        sa.CheckConstraint("length(digest) = 32", name="ck_token_digest_sha256"),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_token")),
+        sa.UniqueConstraint("name", name=op.f("uq_token_name")),
+        sa.CheckConstraint("length(digest) = 32", name=op.f("ck_token_digest_sha256")),
         sa.CheckConstraint(
             f"scopes <@ '{_SCOPES}'::text[] AND cardinality(scopes) >= 1",
-            name="ck_token_scopes_known",
+            name=op.f("ck_token_scopes_known"),
         ),
         schema=_SCHEMA,
     )
@@ -57,7 +57,7 @@ def upgrade() -> None:
         sa.Column("session", sa.Text()),
         sa.Column("address", sa.Text()),
         sa.Column("detail", postgresql.JSONB(), nullable=False, server_default=sa.text("'{}'")),
-        sa.PrimaryKeyConstraint("id", name="pk_audit"),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_audit")),
         schema=_SCHEMA,
     )
 

@@ -12,16 +12,19 @@ from qigstore.cli import (
     EXIT_CODES,
     abort,
     checkpoints,
+    curve,
     db,
     demo,
     events,
     exchange,
+    query,
     recover,
     serve,
     sessions,
     spool,
     sql,
     token,
+    top,
     version,
 )
 
@@ -74,6 +77,10 @@ def global_options(
 
 app.command("demo")(demo.demo)
 app.add_typer(sessions.app, name="sessions")
+app.command("show")(sessions.show)
+app.command("top")(top.top)
+app.command("curve")(curve.curve)
+app.command("query")(query.query)
 app.add_typer(checkpoints.app, name="checkpoints")
 app.command("abort")(abort.abort)
 app.command("recover")(recover.recover)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -97,6 +97,71 @@ def check(dsn: Dsn = None, as_json: Json = False) -> None:
     _say(as_json, {"address": database.address, "drift": drift}, words)
     if drift:
         raise typer.Exit(1)
+
+
+Role = Annotated[str, typer.Argument(metavar="ROLE", help="A role of the server.")]
+
+
+@app.command()
+def grant(
+    role: Role,
+    access: Annotated[
+        Literal["reader", "writer"], typer.Option("--as", help="What it may do.")
+    ] = "reader",
+    create: Annotated[
+        bool, typer.Option("--create", help="Make the role; its password is shown once.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Let a role read the views (reader: Grafana, SQL), or record (writer: training), no more.
+
+    A writer may append and cannot migrate, remove a session or touch tokens. Rights that the role
+    had on the schema are replaced; `db upgrade` gives them on what is new, too.
+    """
+    from qigstore.cli.context import opened_store
+    from qigstore.database import access as rights
+
+    with opened_store() as store:
+        password = rights.grant(store.database, role, access, create=create)
+        address = store.database.address
+    words = f"{role} is a {access} of {address}"
+    if password is not None:
+        words += f"\n  password, shown only here: {password}"
+    _say(as_json, {"role": role, "access": access, "password": password}, words)
+
+
+@app.command()
+def revoke(role: Role, as_json: Json = False) -> None:
+    """Take every right on the schema from a role; the role itself stays."""
+    from qigstore.cli.context import opened_store
+    from qigstore.database import access
+
+    with opened_store() as store:
+        access.revoke(store.database, role)
+        address = store.database.address
+    _say(as_json, {"role": role}, f"{role} has no rights at {address}")
+
+
+@app.command("index-basins")
+def index_basins(
+    drop: Annotated[bool, typer.Option("--drop", help="Remove the index.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Install pgvector and index the basins, for the nearest among more than 100,000.
+
+    Each basin recorded later goes into the index, which makes storing it several times as slow.
+    """
+    from qigstore.cli.context import opened_store
+    from qigstore.repository.basins import INDEX
+
+    with opened_store() as store:
+        if drop:
+            store.basins.drop_index()
+        else:
+            store.basins.make_index()
+        address = store.database.address
+    state = "has no index of basins" if drop else "has an index of basins"
+    _say(as_json, {"index": None if drop else INDEX}, f"{address} {state}")
 
 
 @app.command()

@@ -109,6 +109,7 @@ def _run(store: Store, config: ServerConfig) -> None:
             log_config=None,
             access_log=False,  # its own would hold query strings; the gate's has none
             server_header=False,
+            proxy_headers=False,  # anybody can write X-Forwarded-For
             timeout_graceful_shutdown=_CLOSING_S,
             ws_max_size=_MESSAGE_BYTES_MAX,
             # An envelope is written once for all who get it; a compressor each would cost more.

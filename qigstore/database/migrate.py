@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["check", "current", "head", "revisions", "scripts", "upgrade"]
 
 VERSION_TABLE = "alembic_version"
+_BY_WISH = "ix_basin_root_vector"
 # Any number, the same for every version: one migration at a time in a database.
 _LOCK = 7_165_017_300_001
 _LINE = re.compile(r"^(revision|down_revision)\b[^=\n]*=\s*(.+)$", re.MULTILINE)
@@ -95,12 +96,16 @@ def _config(connection: sqlalchemy.Connection) -> Config:
 def upgrade(database: Database, revision: str = "head") -> None:
     """Bring the schema to `revision`, in one transaction; a second process waits and finds it done.
 
+    Roles that had rights (`qigstore.database.access`) have them on what is new, too.
+
     Raises:
         StoreUnavailable: the database cannot be reached.
         StoreError: it refuses the change (no right to make a schema, a foreign `qigstore` schema).
         ConfigurationError: there is no such revision.
     """
     from alembic import command
+
+    from qigstore.database import access
 
     if revision != "head" and revision not in revisions():
         known = ", ".join(sorted(revisions()))
@@ -112,7 +117,9 @@ def upgrade(database: Database, revision: str = "head") -> None:
             if found is not None and found not in revisions():
                 raise SchemaOutdated(database.address, found, head())
             if found != (head() if revision == "head" else revision):
+                roles = access.granted(connection)
                 command.upgrade(_config(connection), revision)
+                access.renew(connection, roles)
     except sqlalchemy.exc.DBAPIError as error:
         reason = " ".join(str(error.orig).split())
         raise StoreError(
@@ -143,7 +150,8 @@ def _table_drift(connection: sqlalchemy.Connection) -> list[str]:
     from qigstore.database import schema
 
     def ours(name: str | None, kind: str, _parents: Any) -> bool:
-        return name == schema.SCHEMA if kind == "schema" else name != VERSION_TABLE
+        # pgvector's index is made only where somebody asks for it.
+        return name == schema.SCHEMA if kind == "schema" else name not in (VERSION_TABLE, _BY_WISH)
 
     context = MigrationContext.configure(
         connection,

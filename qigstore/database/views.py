@@ -40,6 +40,10 @@ _REGIME = "CASE t.regime {}\n       END AS regime".format(
 )
 
 
+def _quoted(words: str) -> str:
+    return "'" + words.replace("'", "''") + "'"
+
+
 def _metrics(alias: str) -> str:
     """The standard metrics, a few to a line."""
     lines = [STANDARD_METRICS[i : i + 5] for i in range(0, len(STANDARD_METRICS), 5)]
@@ -254,10 +258,68 @@ JOIN qigstore.session s ON s.id = r.session_id
 LEFT JOIN qigstore.checkpoint c ON c.id = r.checkpoint_id""",
 )
 
+_EVENT_HISTORY = View(
+    "Events of each session, one a row: what a rule, a signal or a person raised.",
+    _SESSION
+    | {
+        "step": "Step of the row that raised it, if one did.",
+        "action": "What followed: abort, checkpoint, soft_reset, or NULL.",
+        "open": "Nobody acknowledged it, and nothing resolved it.",
+        "result": "What became of it.",
+    },
+    """
+SELECT s.name AS session, e.raised_at, e.severity, e.rule, e.attempt, e.rank, e.step, e.message,
+       e.metric, e.value, e.threshold, e.action,
+       e.acknowledged_at IS NULL AND e.resolved_at IS NULL AS open,
+       e.detail ->> 'result' AS result, e.acknowledged_at, e.resolved_at, e.checkpoint_id, e.id
+FROM qigstore.event e JOIN qigstore.session s ON s.id = e.session_id""",
+)
+
+_CUSTOM_FROM = 32  # as in repository/curve_buckets.py, which stores them
+_PLACES = [f"({_quoted(name)}, {place})" for place, name in enumerate(STANDARD_METRICS, start=1)]
+_LINES = [", ".join(_PLACES[i : i + 3]) for i in range(0, len(_PLACES), 3)]
+_VALUES = ",\n             ".join(_LINES)
+_CURVE_BUCKETS = View(
+    "Roll-ups by metric: least, greatest and mean value of each closed bucket of steps, at widths "
+    "that grow by a factor. Filter by session, metric and width; the newest rows are in no closed "
+    "bucket yet.",
+    _KEY
+    | {
+        "metric": "Name of the metric, standard or custom.",
+        "width": "Steps that a bucket covers.",
+        "start": "Its first step.",
+        "low": "Of the finite values; NaN where there is none.",
+        "high": "Of the finite values; NaN where there is none.",
+        "mean": "Of the finite values; NaN where there is none.",
+        "finite": "How many values were finite.",
+        "nans": "How many were NaN.",
+        "infs": "How many were infinite.",
+    },
+    f"""
+SELECT s.name AS session, a.number AS attempt, w.rank, m.name AS metric, c.width, c.start,
+       c.low[m.place] AS low, c.high[m.place] AS high, c.mean[m.place] AS mean,
+       coalesce(c.finite[m.place], c.rows) AS finite, coalesce(c.nans[m.place], 0) AS nans,
+       coalesce(c.infs[m.place], 0) AS infs
+FROM qigstore.session s
+JOIN qigstore.attempt a ON a.session_id = s.id
+JOIN qigstore.writer w ON w.attempt_id = a.id
+CROSS JOIN LATERAL (
+    SELECT * FROM (VALUES {_VALUES}) AS standard (name, place)
+    UNION ALL
+    SELECT custom.name, {_CUSTOM_FROM} + custom.position
+    FROM qigstore.metric custom WHERE custom.session_id = s.id
+) m
+JOIN qigstore.curve c
+  ON c.session_id = s.id AND c.attempt = a.number AND c.rank = w.rank
+WHERE c.low[m.place] IS NOT NULL""",  # noqa: S608 - our own names
+)
+
 VIEWS: dict[str, View] = {
     "best_checkpoints": _BEST_CHECKPOINTS,
     "canonical_telemetry": _CANONICAL_TELEMETRY,
+    "curve_buckets": _CURVE_BUCKETS,
     "emergency_summary": _EMERGENCY_SUMMARY,
+    "event_history": _EVENT_HISTORY,
     "latest_telemetry": _LATEST_TELEMETRY,
     "recovery_history": _RECOVERY_HISTORY,
     "session_stats": _SESSION_STATS,
@@ -289,7 +351,3 @@ def statements() -> Iterator[str]:
         yield f"COMMENT ON VIEW {SCHEMA}.{name} IS {_quoted(view.purpose)}"
         for column, meaning in view.columns.items():
             yield f"COMMENT ON COLUMN {SCHEMA}.{name}.{column} IS {_quoted(meaning)}"
-
-
-def _quoted(words: str) -> str:
-    return "'" + words.replace("'", "''") + "'"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, get_args
 
 import numpy as np
@@ -16,6 +16,7 @@ from qigstore.query.spans import find_timeline, spans_of
 from qigstore.repository.buckets import Buckets, bucket_rows, join_buckets, widen
 
 if TYPE_CHECKING:
+    from qigstore.records import TelemetryRow
     from qigstore.repository import Span, Store, Timeline
 
 __all__ = ["COMPARED_MAX", "POINTS_MAX", "compare", "curve"]
@@ -27,6 +28,8 @@ COMPARED_MAX = 100
 
 _RAW_ROWS_A_POINT = 8
 _ROWS_AT_ONCE = 5_000
+_READ_MAX = 1_000_000
+"""Buckets read for all ranks together, about: of thousands of ranks each gives fewer."""
 
 
 def curve(
@@ -96,10 +99,11 @@ def _read(
         store.curves.check_metric(timeline.session_id, metric)
         return []
     extent = max(span.stop for span in spans) - min(span.start for span in spans)
-    raw_rows = max(1, _RAW_ROWS_A_POINT // len({span.rank for span in spans}))
+    ranks = len({span.rank for span in spans})
+    raw_rows, of_a_rank = max(1, _RAW_ROWS_A_POINT // ranks), min(points, _READ_MAX // ranks)
     pieces = []
     for span in spans:
-        share = max(1, points * (span.stop - span.start) // extent)
+        share = max(1, of_a_rank * (span.stop - span.start) // extent)
         if span.shared:
             width, buckets = _read_shared(store, timeline, metric, span, share)
         else:
@@ -117,14 +121,7 @@ def _read_shared(
     """The rows of a span that no later attempt has, some at a time; the width and the buckets."""
     store.curves.check_metric(timeline.session_id, metric)
     width, made = 1, join_buckets([], 1)
-    part = next(p for p in timeline.parts if (p.attempt, p.rank) == (span.attempt, span.rank))
-    stride = max(1, (part.last - part.first) // part.rows)
-    window = _ROWS_AT_ONCE * stride
-    for first in range(span.start, span.stop, window):
-        stop = min(first + window, span.stop)
-        rows = store.telemetry.canonical(
-            timeline.session_id, rank=span.rank, start=first, stop=stop
-        )
+    for rows in _shared_rows(store, timeline, span):
         found = [
             (row.step, row.metrics[metric])
             for row in rows
@@ -138,6 +135,24 @@ def _read_shared(
             width *= 2
             made = widen(made, width)
     return width, made
+
+
+def _shared_rows(store: Store, timeline: Timeline, span: Span) -> Iterator[list[TelemetryRow]]:
+    """The rows of a span and of those that share its steps, about `_ROWS_AT_ONCE` at a time.
+
+    By ranges of steps, so that a page does not sort all that follow it; and by a limit, as rows
+    need not lie evenly.
+    """
+    part = next(p for p in timeline.parts if (p.attempt, p.rank) == (span.attempt, span.rank))
+    window = _ROWS_AT_ONCE * max(1, (part.last - part.first) // part.rows)
+    first = span.start
+    while first < span.stop:
+        stop = min(first + window, span.stop)
+        rows = store.telemetry.canonical(
+            timeline.session_id, rank=span.rank, start=first, stop=stop, limit=_ROWS_AT_ONCE
+        )
+        yield rows
+        first = stop if len(rows) < _ROWS_AT_ONCE else rows[-1].step + 1
 
 
 def _positions(
@@ -175,9 +190,11 @@ def compare(
 
     Raises:
         NotFound: no such session, or it never recorded such a metric.
-        InvalidInput: none or more than `COMPARED_MAX` sessions, one twice, or as for `curve`.
+        InvalidInput: none or more than `COMPARED_MAX` sessions, one twice, together more than
+            `POINTS_MAX` points, or as for `curve`.
     """
     check_bounded("sessions", len(sessions), COMPARED_MAX)
+    check_bounded("points", points, POINTS_MAX // len(sessions))
     if len(set(sessions)) < len(sessions):
         raise InvalidInput("sessions", list(sessions), "each session once")
     curves = {

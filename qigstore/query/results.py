@@ -161,7 +161,7 @@ class Statistics:
         checkpoints: committed ones. best_*: of the one with the greatest finite Φ.
         critical, warning, info: events.
         attempts: by number. counts: rows of each attempt and rank, with first and last step.
-        metrics: names of what the newest rows of the attempts measured, and of custom metrics.
+        metrics: names of what it has, the standard metrics first.
     """
 
     session: SessionInfo

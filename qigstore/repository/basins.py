@@ -20,7 +20,7 @@ from psycopg.pq import Format
 
 from qigkernels.constants import BASIN_DIM
 from qigstore.database.views import REGIMES
-from qigstore.errors import StoreError
+from qigstore.errors import InvalidInput, StoreError
 from qigstore.repository.timelines import Span, of_writer
 
 if TYPE_CHECKING:
@@ -33,7 +33,8 @@ __all__ = ["INDEX", "Basins", "FoundBasin", "SampledRow"]
 INDEX = "ix_basin_root_vector"
 """Name of pgvector's index, which only `make_index` makes."""
 
-_ROWS_AT_ONCE = 4_000
+_ROWS_AT_ONCE, _ENTRIES_AT_ONCE = 4_000, 1 << 20
+_SAMPLED_AT_ONCE, _SAMPLED_ENTRIES_MAX = 100, 1 << 24
 _INDEX_FROM_ROWS = 100_000
 _CANDIDATES_A_NEIGHBOUR, _CANDIDATES_MAX = 4, 1_000
 _FLOAT8_ARRAY = 1022
@@ -80,21 +81,32 @@ class Basins:
         self._database = database
 
     def sample(self, session_id: int, cells: Sequence[Span]) -> list[SampledRow]:
-        """The first row with a basin of each cell, or else its first row; by cell."""
+        """The first row with a basin of each cell, or else its first row; by cell.
+
+        Raises:
+            InvalidInput: so many basins of that size do not fit into memory.
+        """
         attempts, ranks, starts, stops, shared = zip(*cells, strict=True) if cells else [()] * 5
         values = {
             "session": session_id, "attempts": list(attempts), "ranks": list(ranks),
             "starts": list(starts), "stops": list(stops), "shared": list(shared),
         }  # fmt: skip
-        with self._database.raw() as connection, connection.cursor(binary=True) as cursor:
+        found: list[SampledRow] = []
+        entries = 0
+        with self._database.raw() as connection, connection.cursor(name="sample") as cursor:
             cursor.adapters.register_loader(_FLOAT8_ARRAY, _RootLoader)
-            rows = cursor.execute(_SAMPLE, values).fetchall()
-        return [
-            SampledRow(
-                attempt, step, at, None if regime is None else REGIMES[regime], phi, kappa, root
-            )
-            for attempt, step, at, regime, phi, kappa, root in rows
-        ]
+            cursor.execute(_SAMPLE, values, binary=True)
+            while rows := cursor.fetchmany(_SAMPLED_AT_ONCE):
+                sizes = [len(row[-1]) for row in rows if row[-1] is not None]
+                entries += sum(sizes)
+                if entries > _SAMPLED_ENTRIES_MAX:
+                    most = _SAMPLED_ENTRIES_MAX // max(sizes)
+                    raise InvalidInput("points", len(cells), f"at most {most}, of such basins")
+                found += [
+                    SampledRow(attempt, step, at, _regime(code), phi, kappa, root)
+                    for attempt, step, at, code, phi, kappa, root in rows
+                ]
+        return found
 
     def nearest(
         self, root: NDArray[np.float64], k: int, session_id: int | None, *, exact: bool = False
@@ -109,7 +121,8 @@ class Basins:
             _candidates(connection, root, k, session_id, index) as cursor,
         ):
             best: list[tuple[float, tuple[Any, ...]]] = []
-            while rows := cursor.fetchmany(_ROWS_AT_ONCE):
+            at_once = max(1, min(_ROWS_AT_ONCE, _ENTRIES_AT_ONCE // len(root)))
+            while rows := cursor.fetchmany(at_once):
                 chords = np.linalg.norm(np.stack([row[-1] for row in rows]) - root, axis=1)
                 keep = np.argsort(chords, kind="stable")[:k].tolist()
                 best += [(float(chords[i]), rows[i][:-1]) for i in keep]
@@ -167,6 +180,10 @@ class Basins:
         """Remove the index; the extension stays."""
         with self._database.begin_unlimited() as connection:
             connection.exec_driver_sql(f"DROP INDEX IF EXISTS qigstore.{INDEX}")
+
+
+def _regime(code: int | None) -> str | None:
+    return None if code is None else REGIMES[code]
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import psycopg.rows
 
 from qigstore.database.views import REGIMES
 from qigstore.records import STANDARD_METRICS, TelemetryRow
+from qigstore.repository.curve_buckets import FACTOR
 from qigstore.repository.texts import line
 from qigstore.repository.timelines import Span, of_writer
 
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Overview"]
 
+_ROWS_LOOKED_AT = 10_000
+"""Of a writer's rows behind its last closed bucket, which are about 64, or more without buckets."""
+_LEVELS_MAX = 30
 _KEY = ("attempt", "rank", "step", "seq", "recorded_at", "regime")
 _COLUMNS = ", ".join(f"l.{name}" for name in (*_KEY, *STANDARD_METRICS, "custom"))
 _LATEST = f"SELECT l.session, l.session_id, {_COLUMNS} FROM qigstore.latest_telemetry l"  # noqa: S608
@@ -28,16 +32,30 @@ ORDER BY s.id DESC"""  # noqa: S608
 _NAMES = "SELECT session_id, position, name FROM qigstore.metric WHERE session_id = ANY(%s)"
 _KNOWN = "SELECT name FROM qigstore.session WHERE name = ANY(%s)"
 _NUMBERS = "SELECT * FROM qigstore.session_stats WHERE session = %s"
-_METRICS = f"""
+# Of each level of buckets the newest few: together they reach from a writer's first row to the end
+# of its last closed bucket. What is behind that is in rows.
+_PLACES_IN_BUCKETS = f"""
+SELECT DISTINCT m.place
+FROM qigstore.attempt a
+JOIN qigstore.writer w ON w.attempt_id = a.id AND w.bucket_steps > 0
+CROSS JOIN generate_series(0, {_LEVELS_MAX}) AS level (k)
+CROSS JOIN LATERAL (
+    SELECT c.low FROM qigstore.curve c
+    WHERE {of_writer("c")} AND c.width = (w.bucket_steps * {FACTOR}::numeric ^ level.k)::bigint
+    ORDER BY c.start DESC LIMIT {FACTOR}
+) b
+CROSS JOIN LATERAL unnest(b.low) WITH ORDINALITY AS m (value, place)
+WHERE a.session_id = %s AND m.value IS NOT NULL AND m.place <= {len(STANDARD_METRICS)}
+ AND w.bucket_steps * {FACTOR}::numeric ^ level.k <= w.max_step"""  # noqa: S608
+_NAMES_IN_ROWS = f"""
 SELECT {", ".join(f"bool_or(r.{name} IS NOT NULL)" for name in STANDARD_METRICS)}
 FROM qigstore.attempt a
 JOIN qigstore.writer w ON w.attempt_id = a.id
 CROSS JOIN LATERAL (
-    (SELECT t.* FROM qigstore.telemetry t WHERE {of_writer("t")}
-     ORDER BY t.step DESC LIMIT {{rows}})
-    UNION ALL
-    (SELECT t.* FROM qigstore.telemetry t WHERE {of_writer("t")}
-     ORDER BY t.step LIMIT {{rows}})
+    SELECT * FROM qigstore.telemetry t
+    WHERE {of_writer("t")} AND t.step >= CASE
+        WHEN w.bucket_steps > 0 THEN w.max_step / w.bucket_steps * w.bucket_steps ELSE 0 END
+    ORDER BY t.step DESC LIMIT {_ROWS_LOOKED_AT}
 ) r
 WHERE a.session_id = %s AND w.max_step IS NOT NULL"""  # noqa: S608
 _CUSTOM = "SELECT name FROM qigstore.metric WHERE session_id = %s ORDER BY position"
@@ -54,7 +72,6 @@ SELECT t.regime, count(*) FROM qigstore.canonical_telemetry t
 WHERE t.session_id = %(session)s AND t.attempt = %(attempt)s AND t.rank = %(rank)s
  AND t.step >= %(start)s AND t.step < %(stop)s
 GROUP BY t.regime"""
-_ROWS_LOOKED_AT = 100
 
 
 class Overview:
@@ -98,14 +115,14 @@ class Overview:
             return cursor.execute(_NUMBERS, (session,)).fetchone()
 
     def metrics(self, session_id: int) -> list[str]:
-        """Names of the standard metrics in its first and newest rows, and of the custom ones."""
+        """Names of the metrics that it has, the standard ones first; reads no more than a curve."""
         with self._database.raw() as connection:
-            query = _METRICS.format(rows=_ROWS_LOOKED_AT)
-            used = connection.execute(query.encode(), (session_id,)).fetchone() or ()
+            found = connection.execute(_PLACES_IN_BUCKETS, (session_id,)).fetchall()
+            in_rows = connection.execute(_NAMES_IN_ROWS, (session_id,)).fetchone() or ()
             custom = [row[0] for row in connection.execute(_CUSTOM, (session_id,))]
-        return [name for name, any_row in zip(STANDARD_METRICS, used, strict=True) if any_row] + (
-            custom
-        )
+        used = {STANDARD_METRICS[place - 1] for (place,) in found}
+        used |= {name for name, there in zip(STANDARD_METRICS, in_rows, strict=True) if there}
+        return [name for name in STANDARD_METRICS if name in used] + custom
 
     def regimes(self, session_id: int, spans: Iterable[Span]) -> Mapping[str | None, int]:
         """How many rows of the spans were in each regime; None: in no known one."""

@@ -15,8 +15,7 @@ from fastapi.openapi.utils import get_openapi
 from starlette.responses import Response
 
 from qigstore.encoding import json_bytes
-from qigstore.server.api import route
-from qigstore.server.api.shapes import ProblemShape
+from qigstore.server.api import route, shapes
 from qigstore.server.gate import CONTENT_POLICY
 
 __all__ = ["DESCRIPTION", "add_documents"]
@@ -71,7 +70,12 @@ def _document(app: FastAPI) -> dict[str, Any]:
         routes=app.routes, tags=[], servers=[{"url": "/"}],
     )  # fmt: skip
     schemas = found.setdefault("components", {}).setdefault("schemas", {})
-    schemas["Problem"] = ProblemShape.model_json_schema(mode="serialization")
+    schemas["Problem"] = shapes.ProblemShape.model_json_schema(mode="serialization")
+    for name, schema in schemas.items():
+        # The framework leaves out what is null, in examples too, where it says something.
+        extra = getattr(getattr(shapes, name, None), "model_config", {}).get("json_schema_extra")
+        if extra is not None:
+            schema["examples"] = extra["examples"]
     return found
 
 
@@ -92,8 +96,8 @@ def _body(document: Mapping[str, Any]) -> Iterator[str]:
     noun = ""
     for path, methods in document["paths"].items():
         for method, operation in methods.items():
-            if operation["tags"][0] != noun:
-                noun = operation["tags"][0]
+            if operation.get("tags", [""])[0] != noun:
+                noun = operation.get("tags", [""])[0]
                 yield f"<h2>{escape(noun)}</h2>"
             yield from _operation(path, method.upper(), operation, document)
 
@@ -103,7 +107,7 @@ def _operation(
 ) -> Iterator[str]:
     yield f"<details><summary><code>{method} {escape(path)}</code> "
     yield f"{escape(operation['summary'])}</summary>"
-    yield f"<p>{escape(operation['description'])}</p>"
+    yield f"<p>{escape(operation.get('description', ''))}</p>"
     yield f"<pre>{escape(_curl(path, method, operation, document))}</pre>"
     if operation.get("parameters"):
         yield "<table>"

@@ -189,6 +189,16 @@ def test_rows_without_a_basin_have_no_place_on_the_path(store: Store) -> None:
     assert query.trajectory(store, "ocean", points=1).step.tolist() == [3]
 
 
+def test_more_basins_than_memory_is_meant_for_are_refused(
+    store: Store, generator: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send(Sender(store), range(50), generator.dirichlet([1.0] * 8, size=50))
+    monkeypatch.setattr(stored_basins, "_SAMPLED_ENTRIES_MAX", 80)
+    assert len(query.trajectory(store, "ocean", points=10)) == 10
+    with pytest.raises(InvalidInput, match=r"points.*at most 10"):
+        query.trajectory(store, "ocean", points=17)
+
+
 @pytest.mark.parametrize(
     ("given", "words"),
     [

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from figures import figure
 from senders import Sender
 
 from qigstore.errors import InvalidInput, NotFound
@@ -118,35 +119,51 @@ def check(found: Curve, values: Sequence[tuple[int, float]], points: int) -> Non
             assert np.isnan([found.low[place], found.high[place], found.mean[place]]).all()
 
 
-@pytest.mark.usefixtures("small_buckets")
-def test_a_curve_of_any_life_has_every_value_of_the_timeline_once(
-    store: Store, rng: random.Random
-) -> None:
+def check_lives(store: Store, rng: random.Random, lives: int) -> None:
+    """Curves of so many random lives, each asked a dozen ways."""
     shared = 0
-    for number in range(LIVES):
+    for number in range(lives):
         life = Life(store, f"life {number}", rng)
-        last = max((step for _, _, step in life.rows), default=0)
         timeline = store.timelines.find(life.name)
         assert timeline is not None
         shared += sum(span.shared for span in timeline.canonical())
         for _ in range(12):
-            attempt = rng.choice([None, None, None, 1, 2])
-            rank = rng.choice([0, 0, None, 1])
-            start, stop = sorted(rng.randrange(last + 2) for _ in range(2))
-            if rng.random() < 0.5:
-                start, stop = 0, last + 1
-            points, abandoned = rng.choice([1, 2, 5, 40, 1000]), rng.random() < 0.6
-            found = curve(
-                store, life.name, "loss", attempt=attempt, rank=rank, start=start, stop=stop,
-                points=points, abandoned=abandoned,
-            )  # fmt: skip
-            values = life.values("loss", attempt, rank, abandoned)
-            check(found, [each for each in values if start <= each[0] < stop], points)
+            check_somewhere(store, life, rng)
         if any("mine" in row for row in life.rows.values()):
             found = curve(store, life.name, "mine", points=20)
             check(found, life.values("mine", None, 0, True), 20)
-    print(f"{LIVES} lives, {shared} shared spans")
+    print(f"{lives} lives, {shared} shared spans")
     assert shared > 0
+
+
+def check_somewhere(store: Store, life: Life, rng: random.Random) -> None:
+    """One curve of a life, of a random part of it."""
+    last = max((step for _, _, step in life.rows), default=0)
+    attempt = rng.choice([None, None, None, 1, 2])
+    rank = rng.choice([0, 0, None, 1])
+    start, stop = sorted(rng.randrange(last + 2) for _ in range(2))
+    if rng.random() < 0.5:
+        start, stop = 0, last + 1
+    points, abandoned = rng.choice([1, 2, 5, 40, 1000]), rng.random() < 0.6
+    found = curve(
+        store, life.name, "loss", attempt=attempt, rank=rank, start=start, stop=stop,
+        points=points, abandoned=abandoned,
+    )  # fmt: skip
+    values = life.values("loss", attempt, rank, abandoned)
+    check(found, [each for each in values if start <= each[0] < stop], points)
+
+
+@pytest.mark.usefixtures("small_buckets")
+def test_a_curve_of_any_life_has_every_value_of_the_timeline_once(
+    store: Store, rng: random.Random
+) -> None:
+    check_lives(store, rng, LIVES)
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("small_buckets")
+def test_a_curve_of_any_of_many_lives(store: Store, rng: random.Random) -> None:
+    check_lives(store, rng, figure(1_000))
 
 
 def test_the_timeline_is_that_of_the_view(store: Store, rng: random.Random) -> None:
@@ -258,3 +275,5 @@ def test_comparing_none_too_many_or_one_twice_is_refused(store: Store) -> None:
     for names in ([], ["a"] * 2, [str(i) for i in range(101)]):
         with pytest.raises(InvalidInput, match="sessions"):
             compare(store, names, "loss")
+    with pytest.raises(InvalidInput, match="50,000"):
+        compare(store, ["a", "b"], "loss", points=50_001)

@@ -70,6 +70,26 @@ def test_statistics_count_what_is_there(store: Store) -> None:
         query.statistics(store, "ocea")
 
 
+def test_statistics_name_every_metric_however_rarely_it_was_recorded(
+    store: Store, rng: random.Random
+) -> None:
+    first = Sender(store)
+    rare = rng.sample(range(3, 4990), 5)
+    names = rng.sample(["accuracy", "phi", "curvature", "grounding", "coherence_drift"], 5)
+    for at in range(0, 5000, 500):
+        for step in range(at, at + 500, 100):
+            first.send(range(step, step + 100), {"loss": [1.0] * 100})
+    for step, name in zip(rare, names, strict=True):
+        first.send([step], {"loss": [1.0], name: [math.nan]})
+    second = Sender(store)
+    second.send([7], {"kappa_eff": [64.0]})
+    found = query.statistics(store, "ocean").metrics
+    assert set(found) == {"loss", "kappa_eff", *names}
+    before = len(query.statistics(store, "ocean").metrics)
+    first.send([5000], {"learning_rate": [0.1]})
+    assert len(query.statistics(store, "ocean").metrics) == before + 1
+
+
 def test_regime_shares_are_those_of_the_timeline(store: Store, rng: random.Random) -> None:
     expected: dict[int, int | None] = {}
     for back in (0, 30, 55):

@@ -312,3 +312,34 @@ def test_the_migrations_make_exactly_what_the_models_say(
     for part, found in migrated.items():
         assert len(found) > 5
         assert found == expected[part]
+
+
+def test_curve_buckets_are_the_stored_ones_by_name(any_store: Store) -> None:
+    sender = Sender(any_store)
+    loss = [math.nan if step == 5 else float(step) for step in range(200)]
+    sender.send(range(200), {"loss": loss, "mine": [1.0] * 200})
+    found = seen(
+        any_store,
+        "SELECT * FROM qigstore.curve_buckets WHERE session = 'ocean' AND width = 64 "
+        "ORDER BY metric, start",
+    )
+    key = {"session": "ocean", "attempt": 1, "rank": 0, "width": 64}
+    assert [(row["metric"], row["start"]) for row in found] == [
+        (name, start) for name in ("loss", "mine") for start in (0, 64, 128)
+    ]
+    counts = {"finite": 63, "nans": 1, "infs": 0}
+    mean = (sum(range(64)) - 5) / 63
+    values = {"metric": "loss", "start": 0, "low": 0.0, "high": 63.0, "mean": pytest.approx(mean)}
+    assert found[0] == key | values | counts
+    assert (found[3]["finite"], found[3]["nans"], found[3]["mean"]) == (64, 0, 1.0)
+
+
+def test_event_history_is_each_event_by_the_name_of_its_session(any_store: Store) -> None:
+    sender = Sender(any_store)
+    event = an_event(sender.id, 1)
+    any_store.events.add(event)
+    (found,) = seen(any_store, "SELECT * FROM qigstore.event_history")
+    assert (found["session"], found["id"], found["open"]) == ("ocean", event.id, True)
+    any_store.events.resolve(event.id, "all is well")
+    (found,) = seen(any_store, "SELECT * FROM qigstore.event_history")
+    assert (found["open"], found["result"]) == (False, "all is well")

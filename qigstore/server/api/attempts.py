@@ -14,7 +14,7 @@ from qigstore.errors import NotFound
 from qigstore.records import AttemptInfo
 from qigstore.repository import WriterState
 from qigstore.server.api import route
-from qigstore.server.api.route import Access, Reads, Writes, answers, encoded
+from qigstore.server.api.route import Access, Reads, Truth, Whole, Writes, answers, encoded
 from qigstore.server.api.shapes import Attempt, Beat, Claimed, Writer, shaped
 
 __all__ = ["routes"]
@@ -43,11 +43,11 @@ class Claim(BaseModel):
     )  # fmt: skip
     attempt: UUID = Field(description="Made by the run, the same for each of its ranks.")
     writer: UUID = Field(description="Made by this rank, for it alone.")
-    rank: int = Field(0, ge=0, le=2**31 - 1)
+    rank: Whole = Field(0, ge=0, le=2**31 - 1)
     host: str = Field(description="Where it runs.", max_length=255)
-    pid: int = Field(0, ge=0, le=2**63 - 1)
+    pid: Whole = Field(0, ge=0, le=2**63 - 1)
     config: dict[str, Any] = Field({}, description="Kept with the session's first attempt.")
-    takeover: bool = Field(
+    takeover: Truth = Field(
         False, description="Shut out a living process; needs the scope `abort` too."
     )
 
@@ -60,7 +60,7 @@ class End(BaseModel):
     )
     status: Literal["completed", "aborted", "failed"]
     reason: str | None = Field(None, max_length=2000)
-    exit_status: int | None = Field(None, ge=-(2**31) + 1, le=2**31 - 1)
+    exit_status: Whole | None = Field(None, ge=-(2**31) + 1, le=2**31 - 1)
 
 
 @routes.get(

@@ -20,6 +20,7 @@ from qigstore.server.api.route import (
     ReadsAll,
     Start,
     Stop,
+    Whole,
     answers,
     encoded,
 )
@@ -41,12 +42,12 @@ class Wanted(BaseModel):
     model_config = ConfigDict(
         extra="forbid", json_schema_extra={"examples": [{"basin": [0.5, 0.25, 0.25], "k": 5}]}
     )
-    basin: list[float] = Field(
+    basin: list[Annotated[float, Field(strict=True)]] = Field(
         description="A distribution: entries of at least 0 whose sum is 1.",
         min_length=2,
         max_length=BASIN_DIMENSION_MAX,
     )
-    k: int = Field(10, description="How many neighbours.", ge=1, le=NEIGHBOURS_MAX)
+    k: Whole = Field(10, description="How many neighbours.", ge=1, le=NEIGHBOURS_MAX)
     session: str | None = Field(
         None, description="Search only this one; left out: every session.", max_length=200
     )

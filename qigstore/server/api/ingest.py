@@ -10,6 +10,7 @@ from uuid import UUID
 from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
 from starlette.responses import Response
 
+from qigkernels.regimes import Regime
 from qigstore.encoding import NON_FINITE
 from qigstore.exchange.importer import row_groups
 from qigstore.recording.geometry import BASIN_DIMENSION_MAX, check_basin
@@ -18,7 +19,7 @@ from qigstore.repository import TelemetryBatch
 from qigstore.repository.batches import STEP_MAX
 from qigstore.repository.exports import ExportedRow
 from qigstore.server.api import route
-from qigstore.server.api.route import Writes, answers, encoded
+from qigstore.server.api.route import Whole, Writes, answers, encoded
 from qigstore.server.api.shapes import AcceptedRows, Number
 
 __all__ = ["routes"]
@@ -35,14 +36,17 @@ def _number(value: Any) -> Any:
     """A number, or the name of one that JSON lacks; text of any other kind is no number."""
     if isinstance(value, bool) or (isinstance(value, str) and value not in NON_FINITE):
         raise ValueError(f"a number, or one of {', '.join(NON_FINITE)}")
-    return float(value) if isinstance(value, str | int) else value
+    try:
+        return float(value) if isinstance(value, str | int) else value
+    except OverflowError as error:
+        raise ValueError("a number within ±1.8e308") from error
 
 
 class SentRow(BaseModel):
     """What was measured at a step."""
 
     model_config = ConfigDict(extra="forbid")
-    step: int = Field(ge=0, lt=STEP_MAX)
+    step: Whole = Field(ge=0, lt=STEP_MAX)
     time: AwareDatetime | None = Field(
         None, description="When it was recorded (ISO 8601 with its offset); left out: now."
     )
@@ -51,7 +55,7 @@ class SentRow(BaseModel):
         max_length=METRICS_MAX,
     )  # fmt: skip
     regime: str | None = Field(None, description="linear, geometric, hierarchical or breakdown.")
-    basin: list[float] | None = Field(
+    basin: list[Annotated[float, Field(strict=True)]] | None = Field(
         None, description="A distribution.", min_length=2, max_length=BASIN_DIMENSION_MAX
     )
 
@@ -71,10 +75,10 @@ class Batch(BaseModel):
         },
     )  # fmt: skip
     writer: UUID
-    epoch: int = Field(ge=1, le=2**63 - 1, description="As the claim answered.")
-    attempt: int = Field(ge=1, le=2**31 - 1, description="Its number.")
-    rank: int = Field(0, ge=0, le=2**31 - 1)
-    first_seq: int = Field(ge=1, le=_SEQ_MAX, description="`acked_seq` + 1.")
+    epoch: Whole = Field(ge=1, le=2**63 - 1, description="As the claim answered.")
+    attempt: Whole = Field(ge=1, le=2**31 - 1, description="Its number.")
+    rank: Whole = Field(0, ge=0, le=2**31 - 1)
+    first_seq: Whole = Field(ge=1, le=_SEQ_MAX, description="`acked_seq` + 1.")
     rows: list[SentRow] = Field(min_length=1, max_length=ROWS_MAX)
 
 
@@ -111,10 +115,7 @@ def _row(batch: Batch, seq: int, sent: SentRow, now: datetime) -> ExportedRow:
     """A row as the store knows it; what `record()` would refuse is refused here."""
     metrics: Mapping[str, float] = {name: float(value) for name, value in sent.metrics.items()}
     check_names(tuple(metrics))
-    if sent.regime is not None:
-        regime_code(sent.regime)
+    regime = None if sent.regime is None else Regime.from_code(regime_code(sent.regime)).value
     basin = None if sent.basin is None else check_basin(sent.basin).tolist()
     moment = sent.time or now
-    return ExportedRow(
-        batch.attempt, batch.rank, sent.step, seq, moment, sent.regime, metrics, basin
-    )
+    return ExportedRow(batch.attempt, batch.rank, sent.step, seq, moment, regime, metrics, basin)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Coroutine
+import math
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 from urllib.parse import unquote
 
 from fastapi import APIRouter, Depends, Path, Query, Request
+from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
+from pydantic import Field
 from starlette.responses import Response, StreamingResponse
 
 from qigstore.encoding import json_bytes
@@ -36,6 +39,8 @@ __all__ = [
     "ReadsCheckpoints",
     "Start",
     "Stop",
+    "Truth",
+    "Whole",
     "Writes",
     "answers",
     "encoded",
@@ -53,13 +58,13 @@ _COMMON = (
 
 
 class StrictRequest(Request):
-    """A request whose JSON is JSON: no bare NaN or Infinity, nothing deeper than the parser."""
+    """A request whose JSON is JSON: no bare NaN or Infinity, no number that would become one."""
 
     async def json(self) -> Any:
         """The body; JSONDecodeError where it is none."""
         body = await self.body()
         try:
-            return json.loads(body, parse_constant=_refuse)
+            return json.loads(body, parse_constant=_refuse, parse_float=_finite)
         except json.JSONDecodeError:
             raise
         except (ValueError, RecursionError) as error:
@@ -70,19 +75,38 @@ def _refuse(word: str) -> NoReturn:
     raise ValueError(f'{word} is no JSON; send the string "{word}"')
 
 
+def _finite(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError(f"{text[:40]} is beyond ±1.8e308")
+    return number
+
+
 class Route(APIRoute):
-    """Reads JSON strictly; marks what it answers to a GET with its ETag, and leaves out what the
-    client has already."""
+    """Knows its query parameters and reads JSON strictly; marks what it answers to a GET with its
+    ETag, and leaves out what the client has already."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """The framework's own, between the two."""
         inner = super().get_route_handler()
+        known = set(_parameters(self.dependant))
 
         async def handle(request: Request) -> Response:
+            if unknown := sorted(request.query_params.keys() - known):
+                has = ", ".join(sorted(known)) or "none"
+                words = f"query parameter {unknown[0][:80]!r} is unknown; there are: {has}"
+                raise Problem("invalid-input", words)
             response = await inner(StrictRequest(request.scope, request.receive))
             return _tagged(request, response) if request.method == "GET" else response
 
         return handle
+
+
+def _parameters(dependant: Dependant) -> Iterator[str]:
+    """Names of the query parameters of an endpoint: any other is a mistake, and told."""
+    yield from (parameter.alias for parameter in dependant.query_params)
+    for inner in dependant.dependencies:
+        yield from _parameters(inner)
 
 
 def _tagged(request: Request, response: Response) -> Response:
@@ -211,6 +235,11 @@ Writes = Annotated[Access, Depends(OfSession("write"))]
 ReadsCheckpoints = Annotated[Access, Depends(OfSession("checkpoint"))]
 Aborts = Annotated[Access, Depends(OfSession("abort"))]
 Administers = Annotated[Access, Depends(OfAll("admin"))]
+
+Whole = Annotated[int, Field(strict=True)]
+"""An integer of a body: not 1.0, not "1", not true."""
+Truth = Annotated[bool, Field(strict=True)]
+"""A boolean of a body, likewise."""
 
 # `\\x00` cannot be stored in text, so that no metric has it in its name.
 Metric = Annotated[

@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
 from qigstore.server.api import route
-from qigstore.server.api.route import Aborts, answers, encoded
+from qigstore.server.api.route import Aborts, Truth, answers, encoded
 from qigstore.server.api.shapes import EventShape
 
 __all__ = ["routes"]
@@ -23,7 +23,7 @@ class StopRequest(BaseModel):
     reason: str | None = Field(
         None, description="Shown wherever the session's end is.", max_length=2000
     )
-    checkpoint: bool = Field(True, description="Save the state before leaving.")
+    checkpoint: Truth = Field(True, description="Save the state before leaving.")
 
 
 @routes.post(
