@@ -18,7 +18,7 @@ from blake3 import blake3
 
 from qigstore.checkpoints.arrays import CODES
 from qigstore.checkpoints.folders import open_file
-from qigstore.checkpoints.format import PAYLOAD, Manifest, Slot, TensorInfo, layout
+from qigstore.checkpoints.format import Manifest, Slot, TensorInfo, layout
 from qigstore.checkpoints.store import CheckpointStore
 from qigstore.errors import CheckpointCorrupt
 
@@ -66,6 +66,8 @@ def compare(
 ) -> Difference:
     """Compare two checkpoints; `numbers=False` goes by the manifests alone.
 
+    Of what several ranks saved, the chunks are compared, not the arrays that they make up.
+
     Raises:
         NotFound, CheckpointCorrupt, CheckpointFormatError: as for `CheckpointStore.manifest`.
     """
@@ -88,8 +90,12 @@ class _Side:
 
     @property
     def slots(self) -> dict[str, Slot]:
-        arrays = {n: (t.dtype, t.shape) for n, t in self.manifest.tensors.items()}
-        return {slot.name: slot for slot in layout(arrays)[1]}
+        found: dict[str, Slot] = {}
+        for file in self.manifest.files:
+            tensors = self.manifest.of(file).tensors
+            slots = layout({n: (t.dtype, t.shape) for n, t in tensors.items()})[1]
+            found |= {slot.name: slot for slot in slots}
+        return found
 
 
 def _fields(one: Manifest, two: Manifest) -> dict[str, tuple[Any, Any]]:
@@ -141,7 +147,7 @@ def _numbers(name: str, sides: tuple[_Side, _Side], code: str) -> tuple[float, i
 
 
 def _pieces(side: _Side, name: str) -> Iterator[bytes]:
-    slot, path = side.slots[name], side.folder / PAYLOAD
+    slot, path = side.slots[name], side.folder / side.manifest.tensors[name].file
     hasher, at = blake3(), slot.start
     folder = os.open(side.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:

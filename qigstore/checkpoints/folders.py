@@ -24,9 +24,9 @@ from qigstore.checkpoints.format import (
     MANIFEST,
     MANIFEST_BYTES_MAX,
     Manifest,
-    canonical_json,
     decode_manifest,
 )
+from qigstore.checkpoints.json_text import canonical_json
 from qigstore.errors import (
     CheckpointCorrupt,
     CheckpointError,

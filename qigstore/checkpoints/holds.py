@@ -22,7 +22,7 @@ from uuid import UUID
 
 from qigstore.checkpoints.disk import Disk, open_folder, replace_file
 from qigstore.checkpoints.folders import parse_id
-from qigstore.checkpoints.format import canonical_json, strict_json
+from qigstore.checkpoints.json_text import canonical_json, strict_json
 from qigstore.checkpoints.store import CheckpointStore
 from qigstore.errors import CheckpointCorrupt, InvalidInput, NotFound
 

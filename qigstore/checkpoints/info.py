@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
-from qigstore.checkpoints.format import Manifest, strict_json
+from qigstore.checkpoints.format import Manifest
+from qigstore.checkpoints.json_text import strict_json
 from qigstore.checkpoints.ranking import finite
 from qigstore.errors import InvalidInput
 from qigstore.records import Checkpoint, CheckpointKind
@@ -70,7 +71,7 @@ def record_of(manifest: Manifest, path: Path, session_id: int, manifest_bytes: i
         kind=manifest.kind,
         status="committed",
         path=path,
-        bytes=manifest.payload.bytes + manifest_bytes,
+        bytes=manifest.bytes + manifest_bytes,
         digest=manifest.digest,
         weights_finite=manifest.weights_finite,
         created_at=manifest.created_at,

@@ -8,6 +8,7 @@ from typing import Any
 
 from qigstore.checkpoints.format import MANIFEST, Manifest
 from qigstore.checkpoints.reading import Payload
+from qigstore.checkpoints.shards import Shards
 from qigstore.checkpoints.tree import Part, Reference, find, nearest, outline, references, restore
 from qigstore.errors import (
     CheckpointCorrupt,
@@ -22,11 +23,13 @@ __all__ = ["OpenCheckpoint"]
 class OpenCheckpoint(Mapping[str, Any]):
     """The arrays of a checkpoint by their names in the file (``"model.encoder.weight"``).
 
+    What several ranks saved in parts is put together.
+
     Attributes:
         manifest: everything known of it except its arrays.
     """
 
-    def __init__(self, manifest: Manifest, payload: Payload, path: Path) -> None:
+    def __init__(self, manifest: Manifest, payload: Payload | Shards, path: Path) -> None:
         self.manifest = manifest
         self._payload, self._path = payload, path
         self._outline: Any = None
@@ -39,7 +42,7 @@ class OpenCheckpoint(Mapping[str, Any]):
             KeyError: no array of that name.
             CheckpointCorrupt: what is there is not what was saved.
         """
-        if name not in self.manifest.tensors:
+        if name not in self:
             raise KeyError(f"{name!r} is no array of {self._path}{nearest(name, self)}")
         if not self._by_name:
             self._by_name = {found.name: found for found in references(self.outline())}
@@ -47,13 +50,13 @@ class OpenCheckpoint(Mapping[str, Any]):
 
     def __contains__(self, name: object) -> bool:
         """Whether there is an array of that name; nothing is read for it."""
-        return name in self.manifest.tensors
+        return name in self._payload.names
 
     def __iter__(self) -> Iterator[str]:
-        return (slot.name for slot in self._payload.slots)
+        return iter(self._payload.names)
 
     def __len__(self) -> int:
-        return len(self._payload.slots)
+        return len(self._payload.names)
 
     def outline(self) -> Any:
         """The state with a `Reference` in place of every array; nothing is read for it.

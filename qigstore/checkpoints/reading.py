@@ -66,6 +66,11 @@ class Payload:
         self._past_cache = end >= _PAST_CACHE_MIN and not self._cached(end // 2 // PAGE * PAGE)
         self._check_header(header)
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The arrays, in the order of the file."""
+        return tuple(slot.name for slot in self.slots)
+
     def _check_header(self, header: bytes) -> None:
         start = bytearray(len(header))
         self._fill(memoryview(start), 0)

@@ -24,7 +24,6 @@ from qigstore.checkpoints.folders import parse_id
 from qigstore.checkpoints.format import (
     MANIFEST,
     MANIFEST_BYTES_MAX,
-    PAYLOAD,
     Manifest,
     decode_manifest,
 )
@@ -73,7 +72,7 @@ class RemoteCopies:
         if self._files.exists(f"{target}/{MANIFEST}"):
             return target
         self._files.makedirs(target, exist_ok=True)
-        for name in (PAYLOAD, MANIFEST):
+        for name in (*manifest.files, MANIFEST):
             size = (source / name).stat().st_size
             self._files.put_file(str(source / name), f"{target}/{name}")
             self._files.invalidate_cache()
@@ -112,10 +111,10 @@ class RemoteCopies:
         """
         key = parse_id(checkpoint_id)
         manifest, data = self._manifest(session, key)
-        payload = f"{self._place(session, key)}/{PAYLOAD}"
+        place = self._place(session, key)
 
-        def fetch(start: int, stop: int) -> bytes:
-            found: bytes = self._files.cat_file(payload, start=start, end=stop)
+        def fetch(name: str, start: int, stop: int) -> bytes:
+            found: bytes = self._files.cat_file(f"{place}/{name}", start=start, end=stop)
             return found
 
         return self.store.adopt(manifest, data, fetch)
@@ -128,13 +127,14 @@ class RemoteCopies:
             CheckpointError: its manifest does not prove that it is this store's.
         """
         key = parse_id(checkpoint_id)
-        owner = self._manifest(session, key)[0].store
+        manifest = self._manifest(session, key)[0]
+        owner = manifest.store
         if owner != self.store.id:
             raise CheckpointError(
                 f"the copy of {key} at {self.url} is of store {owner}, this one is "
                 f"{self.store.id} ({self.store.root}); it is not deleted. Remove it yourself."
             )
-        for name in (MANIFEST, PAYLOAD):
+        for name in (MANIFEST, *manifest.files):
             self._files.rm_file(f"{self._place(session, key)}/{name}")
         with suppress(OSError, NotImplementedError):  # object stores have no folders
             self._files.rmdir(self._place(session, key))

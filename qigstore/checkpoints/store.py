@@ -14,7 +14,7 @@ import errno
 import os
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -31,13 +31,15 @@ from qigstore.checkpoints.format import (
     PAYLOAD,
     FileInfo,
     Manifest,
-    canonical_json,
     encode_manifest,
+    is_payload,
 )
 from qigstore.checkpoints.info import SaveInfo, record_of
+from qigstore.checkpoints.json_text import canonical_json
 from qigstore.checkpoints.opened import OpenCheckpoint
 from qigstore.checkpoints.payload import SMALL_BYTES, Beside, Staged, reserve, stage
 from qigstore.checkpoints.reading import Payload
+from qigstore.checkpoints.shards import Shards
 from qigstore.checkpoints.tree import Part
 from qigstore.errors import CheckpointError, InvalidInput, NotFound
 from qigstore.records import Checkpoint
@@ -45,7 +47,6 @@ from qigstore.records import Checkpoint
 __all__ = ["CheckpointStore", "Survey"]
 
 _TMP, _TRASH, _QUARANTINE = ".tmp-", ".trash-", ".quarantine"
-_OURS = {PAYLOAD, MANIFEST}
 _SPARE_BYTES = 4 << 20
 _NAMED_MAX = 20
 _PIECE = 8 << 20
@@ -111,21 +112,28 @@ class CheckpointStore:
         Raises:
             CheckpointError: it was not saved (`__cause__` says what failed).
         """
+        return self.commit_by(info, staged.size, lambda fresh: self._write(fresh, staged, info))
+
+    def commit_by(self, info: SaveInfo, size: int, write: Callable[[Path], Manifest]) -> Checkpoint:
+        """Commit what `write` puts into a fresh folder: about `size` bytes, the manifest last.
+
+        It is locked meanwhile, and removed where `write` fails.
+
+        Raises:
+            CheckpointError: it was not saved (`__cause__` says what failed).
+        """
         with self._said(info.id, info.session_name, info.step):
             folder = self._folders.session(info.session_name)
-            return self._commit(
-                folder, info.id, staged.size, info.session_id,
-                lambda fresh: self._write(fresh, staged, info),
-            )  # fmt: skip
+            return self._commit(folder, info.id, size, info.session_id, write)
 
     def adopt(
-        self, known: Manifest, manifest: bytes, fetch: Callable[[int, int], bytes]
+        self, known: Manifest, manifest: bytes, fetch: Callable[[str, int, int], bytes]
     ) -> Checkpoint:
         """Commit a checkpoint of this store that was copied elsewhere; verified before it counts.
 
         Args:
             known, manifest: its manifest, decoded and as it was.
-            fetch: bytes of its payload, from one place to another.
+            fetch: bytes of one of its files, from one place to another.
 
         Raises:
             CheckpointCorrupt: the copy is not what was saved.
@@ -140,16 +148,18 @@ class CheckpointStore:
                 )
 
             def write(fresh: Path) -> Manifest:
-                file, size = fresh / PAYLOAD, known.payload.bytes
-                pieces = (fetch(at, min(at + _PIECE, size)) for at in range(0, size, _PIECE))
-                write_pieces(self._disk, file, pieces)
-                with file.open("rb") as written:
-                    Payload(written.fileno(), file, known).check()
+                for name, file in known.files.items():
+                    path, size = fresh / name, file.bytes
+                    starts = range(0, size, _PIECE)
+                    pieces = (fetch(name, at, min(at + _PIECE, size)) for at in starts)
+                    write_pieces(self._disk, path, pieces)
+                    with path.open("rb") as written:
+                        Payload(written.fileno(), path, known.of(name)).check()
                 write_all(self._disk, fresh / MANIFEST, manifest)
                 self._disk.fsync_folder(fresh)
                 return known
 
-            return self._commit(folder, known.id, known.payload.bytes, 0, write)
+            return self._commit(folder, known.id, known.bytes, 0, write)
 
     @contextmanager
     def _said(self, key: UUID, session: str, step: int) -> Iterator[None]:
@@ -285,12 +295,15 @@ class CheckpointStore:
             NotFound, CheckpointCorrupt, CheckpointFormatError: as for `load`.
         """
         with self._folders.open(path) as found:
-            file = found.path / PAYLOAD
-            fd = open_file(found.fd, file)
-            try:
-                yield OpenCheckpoint(found.manifest, Payload(fd, file, found.manifest), found.path)
-            finally:
-                os.close(fd)
+            manifest = found.manifest
+            with ExitStack() as stack:
+                payloads = {}
+                for name in manifest.files:
+                    fd = open_file(found.fd, found.path / name)
+                    stack.callback(os.close, fd)
+                    payloads[name] = Payload(fd, found.path / name, manifest.of(name))
+                whole = payloads.get(PAYLOAD) or Shards(payloads, found.path, manifest)
+                yield OpenCheckpoint(manifest, whole, found.path)
 
     def verify(self, path: Path | str) -> Manifest:
         """Check every byte of a checkpoint in constant memory and return its manifest.
@@ -386,8 +399,8 @@ class CheckpointStore:
             # Under the lock: another process may have removed it since it was opened.
             if not os.path.lexists(found.path):
                 raise NotFound("checkpoint", found.path.name, hint="It was deleted just now")
-            names = {entry.name for entry in found.path.iterdir()}
-            if found.manifest.store != self._folders.store_id() or not names <= _OURS:
+            ours = all(_is_ours(entry.name) for entry in found.path.iterdir())
+            if found.manifest.store != self._folders.store_id() or not ours:
                 raise CheckpointError(
                     f"{found.path} is not provably a checkpoint of this store ({self.root}), so "
                     "it is not deleted. Quarantine it, or remove it yourself."
@@ -427,7 +440,7 @@ class CheckpointStore:
             return False
         try:
             files = [path / name for name in self._disk.listdir(path)]
-            if any(f.name not in _OURS or not stat.S_ISREG(f.lstat().st_mode) for f in files):
+            if not all(_is_ours(f.name) and stat.S_ISREG(f.lstat().st_mode) for f in files):
                 return False
             self._discard(path)
         finally:
@@ -447,3 +460,7 @@ class CheckpointStore:
             if error.errno == errno.ENOLCK:
                 return None
             raise
+
+
+def _is_ours(name: str) -> bool:
+    return name == MANIFEST or is_payload(name)

@@ -40,7 +40,7 @@ def export(
         manifest = transfer.export(found.path, target, progress=progress)
     told = {
         "id": found.id, "session": found.session, "step": manifest.step, "path": target,
-        "bytes": manifest.payload.bytes, "blake3": manifest.payload.blake3,
+        "bytes": manifest.bytes, "blake3": {n: f.blake3 for n, f in manifest.files.items()},
     }  # fmt: skip
     if as_json:
         print_json(told)
