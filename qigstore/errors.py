@@ -26,6 +26,7 @@ as attributes, so a caller never parses a message.
         ├── CheckpointFormatError   written by a newer version, or not a checkpoint at all
         ├── CheckpointMismatch      good, and not of the shape of what it is loaded into
         ├── CheckpointUnsupported   good, and this process lacks what it needs (torch, JAX)
+        ├── RanksLost               another rank is gone or late; nothing is saved together any more
         └── NoHealthyCheckpoint     nothing to recover from, with every candidate's reason
 
     EmergencyStop (SystemExit)      the run stopped itself; carries the process's exit status
@@ -53,6 +54,7 @@ __all__ = [
     "NotRunning",
     "NotStored",
     "QigstoreError",
+    "RanksLost",
     "SchemaOutdated",
     "SessionBusy",
     "SpoolBusy",
@@ -302,6 +304,10 @@ class CheckpointMismatch(CheckpointError):
 
 class CheckpointUnsupported(CheckpointError):
     """A good checkpoint needs a library or a setting that this process lacks."""
+
+
+class RanksLost(CheckpointError):
+    """Another rank of a distributed run is gone or did not answer in time; start the run again."""
 
 
 class NoHealthyCheckpoint(CheckpointError):

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 from uuid import UUID
 
 from qigstore.checkpoints import CheckpointManager, CheckpointStore, Retention
-from qigstore.checkpoints.keeper import CheckpointRows
 from qigstore.checkpoints.ranking import best_first, finite, judge, newest_first
+from qigstore.checkpoints.rows import CheckpointRows
 from qigstore.database.engine import address_of, open_database
 from qigstore.errors import StoreUnavailable
 from qigstore.leftovers import OFFLINE, located, resolved, settle_leftovers

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from signal import Signals
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -134,13 +135,15 @@ class Rooms:
             self._remember(known["metadata"])
         return known is not None
 
-    def recover(self, *, policy: Policy, has_default: bool) -> tuple[Any, Decision]:
+    def recover(
+        self, *, policy: Policy, has_default: bool, load: bool | Callable[[Path], Any] = True
+    ) -> tuple[Any, Decision]:
         """Choose, verify and load; then judge as the run did that saved it.
 
         With no database in reach the folders and the event log decide: then nothing is known of
         steps to skip, nor of checkpoints that several attempts resumed from in vain.
         """
-        choose = partial(recover, policy=policy, has_default=has_default)
+        choose = partial(recover, policy=policy, has_default=has_default, load=load)
         try:
             if self.link.store is None:
                 state, decision = self._recover_from_folders(choose)
@@ -196,8 +199,10 @@ class Rooms:
         with Deadline.during(limit_s, status, f"stopping ({stop.reason}), {what}"):
             yield
 
-    def save(self, state: Any, step: int) -> UUID | None:
+    def save(self, state: Any, step: int, *, by: Callable[..., UUID] | None = None) -> UUID | None:
         """Save a state with what was recorded at its step; waits when the run is to stop.
+
+        `by`: another way of saving than the checkpoints' own `save`.
 
         Returns:
             The checkpoint's id; None where the disk failed (said by an event; training goes on).
@@ -216,7 +221,7 @@ class Rooms:
         kind: CheckpointKind = "emergency" if self._in_alarm else "regular"
         if self.emergency.stop.event is not None:
             metadata["event"] = str(self.emergency.stop.event.id)
-        saved = self.checkpoints.save(
+        saved = (by or self.checkpoints.save)(
             state,
             step=step,
             phi=recorded.get("phi"),

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
-from qigstore.checkpoints.format import Manifest
+from qigstore.checkpoints.format import (
+    PAYLOAD,
+    FileInfo,
+    Manifest,
+    Sharding,
+    TensorInfo,
+    encode_manifest,
+)
 from qigstore.checkpoints.json_text import strict_json
+from qigstore.checkpoints.payload import Staged
 from qigstore.checkpoints.ranking import finite
 from qigstore.errors import InvalidInput
 from qigstore.records import Checkpoint, CheckpointKind
 
-__all__ = ["SaveInfo", "record_of"]
+__all__ = ["Contents", "SaveInfo", "contents_of", "manifest_of", "record_of"]
+
+_NAMED_MAX = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +70,58 @@ class SaveInfo:
         if self.regime is not None:
             object.__setattr__(self, "regime", strict_json(str(self.regime), "regime"))
         object.__setattr__(self, "metadata", strict_json(self.metadata))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contents:
+    """What a checkpoint's files hold, as its manifest says it."""
+
+    files: Mapping[str, FileInfo]
+    tensors: Mapping[str, TensorInfo]
+    skeleton: Any
+    not_finite: Sequence[str] = ()
+    sharding: Sharding | None = None
+
+
+def contents_of(staged: Staged) -> Contents:
+    """What one file holds of a staged state; every byte is hashed for it."""
+    found = staged.hashed()
+    return Contents(
+        files={PAYLOAD: FileInfo(staged.size, found.root)},
+        tensors=found.tensors,
+        skeleton=staged.skeleton,
+        not_finite=found.not_finite,
+    )
+
+
+def manifest_of(info: SaveInfo, store: UUID, contents: Contents) -> tuple[Manifest, bytes]:
+    """The manifest of a checkpoint that is saved now, and its file.
+
+    Raises:
+        CheckpointError: larger than any reader would take.
+    """
+    manifest = Manifest(
+        id=info.id,
+        store=store,
+        session=info.session_name,
+        attempt=info.attempt,
+        step=info.step,
+        kind=info.kind,
+        phi=info.phi,
+        kappa_eff=info.kappa_eff,
+        regime=info.regime,
+        created_at=datetime.now(UTC),
+        parent=info.parent,
+        weights_finite=not contents.not_finite,
+        not_finite=tuple(contents.not_finite[:_NAMED_MAX]),
+        files=contents.files,
+        tensors=contents.tensors,
+        skeleton=contents.skeleton,
+        metadata=info.metadata,
+        sharding=contents.sharding,
+    )
+    data, digest = encode_manifest(manifest)
+    return replace(manifest, digest=digest), data
 
 
 def record_of(manifest: Manifest, path: Path, session_id: int, manifest_bytes: int) -> Checkpoint:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy.typing as npt
+
+from qigstore.checkpoints.arrays import ITEM_BYTES
 from qigstore.checkpoints.format import MANIFEST, Manifest
 from qigstore.checkpoints.reading import Payload
 from qigstore.checkpoints.shards import Shards
@@ -18,6 +22,9 @@ from qigstore.errors import (
 )
 
 __all__ = ["OpenCheckpoint"]
+
+
+Array = npt.NDArray[Any]
 
 
 class OpenCheckpoint(Mapping[str, Any]):
@@ -87,13 +94,27 @@ class OpenCheckpoint(Mapping[str, Any]):
         except CheckpointError as error:
             raise self._no_state(error) from error
 
-    def check(self) -> None:
-        """Verify every array without keeping it, in constant memory.
+    def stored(self, names: Collection[str]) -> dict[str, Array]:
+        """Arrays as the files hold them, by their names there, each verified.
 
         Raises:
             CheckpointCorrupt: what is there is not what was saved.
         """
-        self._payload.check()
+        payload = self._payload
+        return payload.chunks(names) if isinstance(payload, Shards) else payload.read(names)
+
+    def size_of(self, name: str) -> int:
+        """Bytes of an array as a file holds it."""
+        info = self.manifest.tensors[name]
+        return ITEM_BYTES[info.dtype] * math.prod(info.shape)
+
+    def check(self, names: Collection[str] | None = None) -> None:
+        """Verify what the files hold, or arrays of these names there, in constant memory.
+
+        Raises:
+            CheckpointCorrupt: what is there is not what was saved.
+        """
+        self._payload.check(names)
 
     def _no_state(self, error: CheckpointError) -> CheckpointCorrupt:
         return CheckpointCorrupt(self._path / MANIFEST, "skeleton", expected="a state", found=error)

@@ -12,17 +12,28 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from blake3 import blake3
 
 from qigstore.checkpoints.arrays import ITEM_BYTES, NOT_FINITE_MASKS
-from qigstore.checkpoints.disk import PAGE
+from qigstore.checkpoints.disk import PAGE, Disk, write_pages, write_pieces
 from qigstore.checkpoints.format import Slot, TensorInfo, layout, root_digest
 from qigstore.checkpoints.tree import FlatState, flatten
 
-__all__ = ["SMALL_BYTES", "Beside", "Hashed", "Staged", "allocate", "reserve", "stage"]
+__all__ = [
+    "SMALL_BYTES",
+    "Beside",
+    "Hashed",
+    "Staged",
+    "allocate",
+    "reserve",
+    "stage",
+    "stage_flat",
+    "write_payload",
+]
 
 _SLACK = 4 << 20
 SMALL_BYTES = 32 << 20
@@ -149,7 +160,11 @@ def stage(state: Any, reuse: mmap.mmap | None = None) -> Staged:
     Raises:
         CheckpointError: the state holds something that cannot be saved.
     """
-    flat = flatten(state)
+    return stage_flat(flatten(state), reuse)
+
+
+def stage_flat(flat: FlatState, reuse: mmap.mmap | None = None) -> Staged:
+    """The same for a state that was taken apart already, each of its leaves a `Leaf`."""
     header, slots, size = _layout_of(flat)
     buffer = _buffer_for(size, reuse)
     buffer[: len(header)] = header
@@ -171,6 +186,22 @@ def stage(state: Any, reuse: mmap.mmap | None = None) -> Staged:
     beside.result()
     raw = {name: leaf.raw for name, leaf in flat.leaves.items()}
     return Staged(flat.skeleton, header, slots, raw, buffer, size)
+
+
+def write_payload(disk: Disk, file: Path, staged: Staged, beside: Beside, *, small: bool) -> None:
+    """Write a staged state's file and fsync it; `beside` has ended when this returns.
+
+    `beside` hashes, and encodes what it found, while this thread writes and fsyncs; of a small one
+    this thread does so itself, while the disk is at work.
+    """
+    try:
+        if small:
+            data = staged.pages[: staged.size]
+            write_pieces(disk, file, [data], meanwhile=beside.wait)
+        else:
+            write_pages(disk, file, staged.pages, staged.size)
+    finally:
+        beside.wait()  # the buffer may be used again when this returns
 
 
 def reserve(state: Any, reuse: mmap.mmap | None = None) -> mmap.mmap:

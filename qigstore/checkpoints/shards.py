@@ -60,14 +60,14 @@ class Shards:
             found |= self._payloads[file].read(mine, verify=verify)
         return found
 
-    def check(self) -> None:
-        """Verify every array of every file without keeping it, in constant memory.
+    def check(self, names: Collection[str] | None = None) -> None:
+        """Verify every stored array, or these, without keeping it, in constant memory.
 
         Raises:
             CheckpointCorrupt: what is there is not what the manifest describes.
         """
         for payload in self._payloads.values():
-            payload.check()
+            payload.check(names)
 
     def _joined(self, name: str, whole: WholeArray, chunks: Mapping[str, Array]) -> Array:
         if len(chunks) == 1:

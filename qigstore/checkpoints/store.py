@@ -15,29 +15,27 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from mmap import mmap
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 from uuid import UUID
 
-from qigstore.checkpoints.disk import Disk, replace_file, write_all, write_pages, write_pieces
+from qigstore.checkpoints.disk import Disk, replace_file, write_all, write_pieces
 from qigstore.checkpoints.filling import fill
 from qigstore.checkpoints.folders import Folders, open_file, parse_id
 from qigstore.checkpoints.format import (
     MANIFEST,
     PAYLOAD,
-    FileInfo,
     Manifest,
-    encode_manifest,
     is_payload,
 )
-from qigstore.checkpoints.info import SaveInfo, record_of
+from qigstore.checkpoints.info import Contents, SaveInfo, contents_of, manifest_of, record_of
 from qigstore.checkpoints.json_text import canonical_json
 from qigstore.checkpoints.opened import OpenCheckpoint
-from qigstore.checkpoints.payload import SMALL_BYTES, Beside, Staged, reserve, stage
+from qigstore.checkpoints.payload import SMALL_BYTES, Beside, Staged, reserve, stage, write_payload
 from qigstore.checkpoints.reading import Payload
 from qigstore.checkpoints.shards import Shards
 from qigstore.checkpoints.tree import Part
@@ -48,7 +46,6 @@ __all__ = ["CheckpointStore", "Survey"]
 
 _TMP, _TRASH, _QUARANTINE = ".tmp-", ".trash-", ".quarantine"
 _SPARE_BYTES = 4 << 20
-_NAMED_MAX = 20
 _PIECE = 8 << 20
 
 
@@ -126,6 +123,20 @@ class CheckpointStore:
             folder = self._folders.session(info.session_name)
             return self._commit(folder, info.id, size, info.session_id, write)
 
+    def finish(self, fresh: Path, info: SaveInfo, contents: Contents) -> Manifest:
+        """Write the manifest of a fresh folder whose files are there and fsynced: the last one.
+
+        Raises:
+            CheckpointError: larger than any reader would take.
+            OSError: the disk refused.
+        """
+        return self._put(fresh, *manifest_of(info, self._folders.store_id(), contents))
+
+    def _put(self, fresh: Path, manifest: Manifest, data: bytes) -> Manifest:
+        write_all(self._disk, fresh / MANIFEST, data)
+        self._disk.fsync_folder(fresh)
+        return manifest
+
     def adopt(
         self, known: Manifest, manifest: bytes, fetch: Callable[[str, int, int], bytes]
     ) -> Checkpoint:
@@ -155,9 +166,7 @@ class CheckpointStore:
                     write_pieces(self._disk, path, pieces)
                     with path.open("rb") as written:
                         Payload(written.fileno(), path, known.of(name)).check()
-                write_all(self._disk, fresh / MANIFEST, manifest)
-                self._disk.fsync_folder(fresh)
-                return known
+                return self._put(fresh, known, manifest)
 
             return self._commit(folder, known.id, known.bytes, 0, write)
 
@@ -201,48 +210,13 @@ class CheckpointStore:
         return record_of(manifest, target, session_id, (target / MANIFEST).stat().st_size)
 
     def _write(self, fresh: Path, staged: Staged, info: SaveInfo) -> Manifest:
-        disk = self._disk
-        # A second thread hashes, and encodes what it found, while this one writes and fsyncs; of a
-        # small one this thread does so itself, while the disk is at work.
         small = staged.size < self._small_bytes
         beside = Beside(partial(self._manifest_of, staged, info), here=small)
-        file = fresh / PAYLOAD
-        try:
-            if small:
-                data = staged.pages[: staged.size]
-                write_pieces(disk, file, [data], meanwhile=beside.wait)
-            else:
-                write_pages(disk, file, staged.pages, staged.size)
-        finally:
-            beside.wait()  # the buffer may be used again when this returns
-        manifest, data = beside.result()
-        write_all(disk, fresh / MANIFEST, data)
-        disk.fsync_folder(fresh)
-        return cast("Manifest", manifest)
+        write_payload(self._disk, fresh / PAYLOAD, staged, beside, small=small)
+        return self._put(fresh, *beside.result())
 
     def _manifest_of(self, staged: Staged, info: SaveInfo) -> tuple[Manifest, bytes]:
-        found = staged.hashed()
-        manifest = Manifest(
-            id=info.id,
-            store=self._folders.store_id(),
-            session=info.session_name,
-            attempt=info.attempt,
-            step=info.step,
-            kind=info.kind,
-            phi=info.phi,
-            kappa_eff=info.kappa_eff,
-            regime=info.regime,
-            created_at=datetime.now(UTC),
-            parent=info.parent,
-            weights_finite=not found.not_finite,
-            not_finite=found.not_finite[:_NAMED_MAX],
-            files={PAYLOAD: FileInfo(staged.size, found.root)},
-            tensors=found.tensors,
-            skeleton=staged.skeleton,
-            metadata=info.metadata,
-        )
-        data, digest = encode_manifest(manifest)
-        return replace(manifest, digest=digest), data
+        return manifest_of(info, self._folders.store_id(), contents_of(staged))
 
     # ------------------------------------------------------------ reading
 
