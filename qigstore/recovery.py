@@ -12,12 +12,10 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 from uuid import UUID, uuid4
 
 from qigstore.checkpoints import CheckpointManager
-from qigstore.checkpoints.holds import in_use
 from qigstore.errors import (
     CheckpointCorrupt,
     CheckpointError,
@@ -25,7 +23,7 @@ from qigstore.errors import (
     NoHealthyCheckpoint,
     NotFound,
 )
-from qigstore.records import AttemptInfo, Candidate, Checkpoint, Decision, Event
+from qigstore.records import AttemptInfo, Candidate, Checkpoint, Decision, Event, Location
 
 __all__ = [
     "POISON_LIMIT",
@@ -228,7 +226,7 @@ def recover(
     recent: int = RECENT,
     has_default: bool = False,
     dry_run: bool = False,
-    load: bool | Callable[[Path], Any] = True,
+    load: bool | Callable[[Location], Any] = True,
     skip_margin: int = SKIP_MARGIN,
     poison_limit: int = POISON_LIMIT,
 ) -> tuple[Any, Decision]:
@@ -285,7 +283,7 @@ class _How:
     recent: int
     poison_limit: int
     dry: bool
-    load: Callable[[Path], Any] | None
+    load: Callable[[Location], Any] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -372,7 +370,7 @@ def _first_sound(
         key = item.checkpoint.id
         path = manager.store.locate(manager.session_name, key)
         try:
-            with in_use(path):
+            with manager.store.in_use(path):
                 if how.load is not None:
                     return item.checkpoint, how.load(path), refused
                 manager.store.verify(path)

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from signal import Signals
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -33,7 +32,7 @@ from qigstore.leftovers import OtherLeftovers
 from qigstore.link import Link, folder_checkpoints, linked_checkpoints
 from qigstore.recording import Recorder, Spool, Writer
 from qigstore.recording.late_writer import LateWriter
-from qigstore.records import AttemptStatus, CheckpointKind, Decision, Event
+from qigstore.records import AttemptStatus, CheckpointKind, Decision, Event, Location
 from qigstore.recovery import Policy, recover
 from qigstore.repository import Store
 from qigstore.safety.detectors import Alarm
@@ -136,7 +135,7 @@ class Rooms:
         return known is not None
 
     def recover(
-        self, *, policy: Policy, has_default: bool, load: bool | Callable[[Path], Any] = True
+        self, *, policy: Policy, has_default: bool, load: bool | Callable[[Location], Any] = True
     ) -> tuple[Any, Decision]:
         """Choose, verify and load; then judge as the run did that saved it.
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from qigstore.checkpoints.sharded import ShardedCheckpoints
     from qigstore.recording import Health
-    from qigstore.records import AttemptStatus, Checkpoint, Decision
+    from qigstore.records import AttemptStatus, Checkpoint, Decision, Location
     from qigstore.recovery import Policy
     from qigstore.rooms import Rooms
     from qigstore.safety.rules import Rule, RuleSet
@@ -217,7 +217,7 @@ class Run:
         return default() if callable(default) else default
 
     def _recover(
-        self, rooms: Rooms, *, has_default: bool, load: bool | Callable[[Path], Any] = True
+        self, rooms: Rooms, *, has_default: bool, load: bool | Callable[[Location], Any] = True
     ) -> tuple[Any, Checkpoint | None]:
         policy = self._policy
         state, self.decision = rooms.recover(policy=policy, has_default=has_default, load=load)
@@ -335,7 +335,7 @@ class Run:
         if rooms is None:
             return ShardedCheckpoints(None, limit_s=limit_s)
 
-        def recover(load: Callable[[Path], Any]) -> int | None:
+        def recover(load: Callable[[Location], Any]) -> int | None:
             chosen = self._recover(rooms, has_default=True, load=load)[1]
             return chosen.step if chosen is not None else None
 

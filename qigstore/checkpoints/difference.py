@@ -17,10 +17,11 @@ import numpy as np
 from blake3 import blake3
 
 from qigstore.checkpoints.arrays import CODES
+from qigstore.checkpoints.base import BaseStore
 from qigstore.checkpoints.folders import open_file
 from qigstore.checkpoints.format import Manifest, Slot, TensorInfo, layout
-from qigstore.checkpoints.store import CheckpointStore
-from qigstore.errors import CheckpointCorrupt
+from qigstore.errors import CheckpointCorrupt, CheckpointUnsupported
+from qigstore.records import Location
 
 __all__ = ["Difference", "TensorDifference", "compare"]
 
@@ -57,9 +58,9 @@ class Difference:
 
 
 def compare(
-    store: CheckpointStore,
-    first: Path,
-    second: Path,
+    store: BaseStore,
+    first: Location,
+    second: Location,
     *,
     numbers: bool = True,
     progress: Callable[[int, int], object] = lambda _done, _of: None,
@@ -70,9 +71,15 @@ def compare(
 
     Raises:
         NotFound, CheckpointCorrupt, CheckpointFormatError: as for `CheckpointStore.manifest`.
+        CheckpointUnsupported: numbers are asked for, and one is in an object store.
     """
     one, two = store.manifest(first), store.manifest(second)
-    sides = (_Side(first, one), _Side(second, two))
+    if numbers and not (isinstance(first, Path) and isinstance(second, Path)):
+        raise CheckpointUnsupported(
+            f"the arrays of {first} and {second} are not both on a disk of this machine, so that "
+            "their numbers are not compared. Ask for the manifests alone (`--no-values`)."
+        )
+    sides = (_Side(Path(first), one), _Side(Path(second), two))
     total = sum(s.stop - s.start for s in sides[0].slots.values())
     found, done = [], 0
     for name in sorted(one.tensors.keys() | two.tensors.keys()):

@@ -315,7 +315,7 @@ def _sharding_out(sharding: Sharding) -> dict[str, Any]:
     return {"arrays": arrays, "ranks": list(sharding.ranks)}
 
 
-def decode_manifest(path: Path, data: bytes) -> Manifest:
+def decode_manifest(path: Path | str, data: bytes) -> Manifest:
     """Read a manifest, its own digest first.
 
     Raises:
@@ -346,7 +346,7 @@ def decode_manifest(path: Path, data: bytes) -> Manifest:
         ) from None
 
 
-def _check_format(path: Path, fields: Any) -> None:
+def _check_format(path: Path | str, fields: Any) -> None:
     named = fields.get("format") if isinstance(fields, dict) else None
     if not isinstance(named, dict) or named.get("name") != FORMAT:
         raise CheckpointFormatError(

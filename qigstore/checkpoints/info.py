@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -21,7 +20,7 @@ from qigstore.checkpoints.json_text import strict_json
 from qigstore.checkpoints.payload import Staged
 from qigstore.checkpoints.ranking import finite
 from qigstore.errors import InvalidInput
-from qigstore.records import Checkpoint, CheckpointKind
+from qigstore.records import Checkpoint, CheckpointKind, Location
 
 __all__ = ["Contents", "SaveInfo", "contents_of", "manifest_of", "record_of"]
 
@@ -124,7 +123,9 @@ def manifest_of(info: SaveInfo, store: UUID, contents: Contents) -> tuple[Manife
     return replace(manifest, digest=digest), data
 
 
-def record_of(manifest: Manifest, path: Path, session_id: int, manifest_bytes: int) -> Checkpoint:
+def record_of(
+    manifest: Manifest, path: Location, session_id: int, manifest_bytes: int
+) -> Checkpoint:
     """The record of a committed checkpoint, made from its manifest; only a finite Φ ranks."""
     return Checkpoint(
         id=manifest.id,

@@ -20,13 +20,12 @@ from mmap import mmap
 from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
-from qigstore.checkpoints.holds import in_use
+from qigstore.checkpoints.base import BaseStore
 from qigstore.checkpoints.info import SaveInfo
 from qigstore.checkpoints.pruning import prune
 from qigstore.checkpoints.ranking import finite, judge
 from qigstore.checkpoints.retention import Retention
 from qigstore.checkpoints.rows import CheckpointRows, Untold
-from qigstore.checkpoints.store import CheckpointStore
 from qigstore.checkpoints.tree import Part
 from qigstore.errors import CheckpointCorrupt, CheckpointError, NotFound, StoreError
 from qigstore.records import Candidate, Checkpoint, CheckpointKind, CheckpointStatus
@@ -58,7 +57,7 @@ class CheckpointKeeper:
 
     def __init__(
         self,
-        store: CheckpointStore,
+        store: BaseStore,
         checkpoints: CheckpointRows | None,
         *,
         session_id: int,
@@ -434,7 +433,7 @@ class CheckpointKeeper:
         except NotFound:
             return False  # another manager of the session was faster
         except CheckpointCorrupt:
-            if os.path.lexists(path):
+            if self.store.has(path):
                 raise
             return False  # it was, and had removed the manifest when we read it
         finally:
@@ -471,7 +470,7 @@ class CheckpointKeeper:
             NotFound, CheckpointCorrupt, CheckpointFormatError: see `CheckpointStore.load`.
         """
         path = self.store.locate(self.session_name, checkpoint_id)
-        with in_use(path):
+        with self.store.in_use(path):
             return self.store.load(path, verify=verify, part=part, into=into)
 
     def progress(self) -> dict[str, Any]:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
 
 from qigstore.checkpoints.arrays import ITEM_BYTES
 from qigstore.checkpoints.format import MANIFEST, Manifest
-from qigstore.checkpoints.reading import Payload
-from qigstore.checkpoints.shards import Shards
+from qigstore.checkpoints.shards import AnyPayload, Shards
 from qigstore.checkpoints.tree import Part, Reference, find, nearest, outline, references, restore
 from qigstore.errors import (
     CheckpointCorrupt,
@@ -20,6 +18,7 @@ from qigstore.errors import (
     CheckpointMismatch,
     CheckpointUnsupported,
 )
+from qigstore.records import Location
 
 __all__ = ["OpenCheckpoint"]
 
@@ -36,7 +35,7 @@ class OpenCheckpoint(Mapping[str, Any]):
         manifest: everything known of it except its arrays.
     """
 
-    def __init__(self, manifest: Manifest, payload: Payload | Shards, path: Path) -> None:
+    def __init__(self, manifest: Manifest, payload: AnyPayload, path: Location) -> None:
         self.manifest = manifest
         self._payload, self._path = payload, path
         self._outline: Any = None

@@ -27,7 +27,7 @@ from qigstore.checkpoints.format import Manifest, Slot, layout, root_digest
 from qigstore.checkpoints.payload import allocate
 from qigstore.errors import CheckpointCorrupt, CheckpointError
 
-__all__ = ["Payload"]
+__all__ = ["Payload", "runs"]
 
 Array = npt.NDArray[Any]
 
@@ -94,13 +94,13 @@ class Payload:
             CheckpointCorrupt: what is there is not what the manifest describes.
         """
         slots = [slot for slot in self.slots if names is None or slot.name in names]
-        runs = list(_runs(slots))
+        groups = list(runs(slots))
         self._direct(True)
-        if len(runs) < 2:
-            found = [self._read_run(run, verify) for run in runs]
+        if len(groups) < 2:
+            found = [self._read_run(run, verify) for run in groups]
         else:
             with ThreadPoolExecutor(_READERS, thread_name_prefix="qigstore-read") as pool:
-                jobs = [pool.submit(self._read_run, run, verify) for run in runs]
+                jobs = [pool.submit(self._read_run, run, verify) for run in groups]
                 try:
                     found = [job.result() for job in jobs]
                 except BaseException:
@@ -204,7 +204,7 @@ class Payload:
         self._past_cache = wanted
 
 
-def _runs(slots: Iterable[Slot]) -> Iterator[list[Slot]]:
+def runs(slots: Iterable[Slot]) -> Iterator[list[Slot]]:
     """Neighbours in the file, in groups of some megabytes; a larger array is one by itself."""
     run: list[Slot] = []
     for slot in slots:

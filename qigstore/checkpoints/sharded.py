@@ -32,6 +32,7 @@ from uuid import UUID
 from blake3 import blake3
 
 from qigstore.checkpoints.arrays import torch_leaf
+from qigstore.checkpoints.base import BaseStore
 from qigstore.checkpoints.dcp import Chunks, load_chunks, save_chunks
 from qigstore.checkpoints.disk import Disk
 from qigstore.checkpoints.folders import parse_id
@@ -60,15 +61,22 @@ from qigstore.checkpoints.shard_files import (
     share_of,
 )
 from qigstore.checkpoints.store import CheckpointStore
+from qigstore.checkpoints.stores import open_store
 from qigstore.checkpoints.tree import FlatState, Reference, flatten, rebuild, references, restore
 from qigstore.checkpoints.verdicts import KNOWN, raise_worst, verdict
-from qigstore.errors import CheckpointError, CheckpointMismatch, NotFound, RanksLost
-from qigstore.records import Checkpoint
+from qigstore.errors import (
+    CheckpointError,
+    CheckpointMismatch,
+    CheckpointUnsupported,
+    NotFound,
+    RanksLost,
+)
+from qigstore.records import Checkpoint, Location, location
 
 __all__ = ["Commit", "Leader", "Loader", "ShardedCheckpoints"]
 
 Commit = Callable[[SaveInfo], Checkpoint]
-Loader = Callable[[Path], Any]
+Loader = Callable[[Location], Any]
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
@@ -84,7 +92,7 @@ class Leader:
         due: whether that step is to be saved, and whether the run is to stop.
     """
 
-    store: CheckpointStore
+    store: BaseStore
     save: Callable[[Commit, int], object]
     recover: Callable[[Loader], int | None]
     due: Callable[[int, int], tuple[bool, bool]]
@@ -195,17 +203,21 @@ class ShardedCheckpoints:
     def _lead(self, ready: Ready, step: int) -> UUID:
         leader = self._leading
 
-        def write(info: SaveInfo, fresh: Path) -> Manifest:
+        def write(store: CheckpointStore, info: SaveInfo, fresh: Path) -> Manifest:
             self._ranks.tell({"folder": str(fresh)})
             reports = self._write(ready, fresh)
-            return leader.store.finish(fresh, info, contents_of_ranks(ready, reports, fresh))
+            return store.finish(fresh, info, contents_of_ranks(ready, reports, fresh))
 
         saved: Checkpoint | None = None
 
         def commit(info: SaveInfo) -> Checkpoint:
             nonlocal saved
-            size = bytes_of(ready, self._ranks.size)
-            saved = leader.store.commit_by(info, size, partial(write, info))
+            size, store = bytes_of(ready, self._ranks.size), leader.store
+            if not isinstance(store, CheckpointStore):
+                raise CheckpointUnsupported(
+                    f"several ranks save into a folder that all of them see, not into {store.root}"
+                )
+            saved = store.commit_by(info, size, partial(write, store, info))
             return saved
 
         try:
@@ -300,13 +312,13 @@ class ShardedCheckpoints:
         with self._or_close():
             flat = self._together(lambda: flatten_portions(into))
             path = str(self._leading.store.locate(session, key)) if self._leads else None
-            return self._load(Path(self._ranks.tell(path)), flat)
+            return self._load(location(self._ranks.tell(path)), flat)
 
     def _choose(self, flat: FlatState) -> Any:
         state: Any = None
         unfit: list[CheckpointMismatch] = []
 
-        def load(path: Path) -> None:
+        def load(path: Location) -> None:
             nonlocal state
             self._ranks.tell({"load": str(path)})
             try:
@@ -334,16 +346,16 @@ class ShardedCheckpoints:
             if "load" in said:
                 state = None
                 with _rank_0_decides():
-                    state = self._load(Path(said["load"]), flat)
+                    state = self._load(location(said["load"]), flat)
             elif "step" in said:
                 self.resumed_step = said["step"]
                 return state
             else:
                 raise CheckpointError(said["error"])
 
-    def _load(self, path: Path, flat: FlatState) -> Any:
+    def _load(self, path: Location, flat: FlatState) -> Any:
         """Verify together, then fill together: no rank goes on where another cannot."""
-        store = CheckpointStore(path.parent.parent)
+        store = open_store(path.parent.parent)
         with ExitStack() as stack:
             opened = self._together(lambda: stack.enter_context(store.open(path)))
             saved = self._together(lambda: self._fitting(opened, flat))

@@ -3,26 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from qigstore.checkpoints.arrays import CODES
 from qigstore.checkpoints.format import MANIFEST, Manifest, WholeArray
-from qigstore.checkpoints.reading import Payload
 from qigstore.errors import CheckpointCorrupt
+from qigstore.records import Location
 
-__all__ = ["Shards"]
+__all__ = ["AnyPayload", "Shards"]
 
 Array = npt.NDArray[Any]
+
+
+class AnyPayload(Protocol):
+    """A payload that is open, wherever it lies."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The arrays."""
+
+    def read(
+        self, names: Collection[str] | None = None, *, verify: bool = True
+    ) -> dict[str, Array]:
+        """These arrays, or all of them, their digests compared unless told not to."""
+
+    def check(self, names: Collection[str] | None = None) -> None:
+        """Verify every array, or these, without keeping them."""
 
 
 class Shards:
     """The payload files of a sharded checkpoint, each open; arrays come back whole."""
 
-    def __init__(self, payloads: Mapping[str, Payload], folder: Path, manifest: Manifest) -> None:
+    def __init__(
+        self, payloads: Mapping[str, AnyPayload], folder: Location, manifest: Manifest
+    ) -> None:
         self._payloads, self._manifest = payloads, manifest
         self._path = folder / MANIFEST
 

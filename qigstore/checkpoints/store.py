@@ -14,17 +14,14 @@ import errno
 import os
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from functools import partial
-from mmap import mmap
 from pathlib import Path
-from typing import Any
 from uuid import UUID
 
+from qigstore.checkpoints.base import BaseStore
 from qigstore.checkpoints.disk import Disk, replace_file, write_all, write_pieces
-from qigstore.checkpoints.filling import fill
 from qigstore.checkpoints.folders import Folders, open_file, parse_id
 from qigstore.checkpoints.format import (
     MANIFEST,
@@ -32,36 +29,30 @@ from qigstore.checkpoints.format import (
     Manifest,
     is_payload,
 )
+from qigstore.checkpoints.holds import Pins, in_use, removing
 from qigstore.checkpoints.info import Contents, SaveInfo, contents_of, manifest_of, record_of
 from qigstore.checkpoints.json_text import canonical_json
 from qigstore.checkpoints.opened import OpenCheckpoint
-from qigstore.checkpoints.payload import SMALL_BYTES, Beside, Staged, reserve, stage, write_payload
+from qigstore.checkpoints.payload import SMALL_BYTES, Beside, Staged, write_payload
 from qigstore.checkpoints.reading import Payload
 from qigstore.checkpoints.shards import Shards
-from qigstore.checkpoints.tree import Part
 from qigstore.errors import CheckpointError, InvalidInput, NotFound
 from qigstore.records import Checkpoint
 
-__all__ = ["CheckpointStore", "Survey"]
+__all__ = ["CheckpointStore"]
 
 _TMP, _TRASH, _QUARANTINE = ".tmp-", ".trash-", ".quarantine"
 _SPARE_BYTES = 4 << 20
 _PIECE = 8 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class Survey:
-    """What a session's folder holds: whole checkpoints, and folders that are none, with why."""
-
-    checkpoints: tuple[Checkpoint, ...]
-    damaged: tuple[tuple[Path, Exception], ...]
-
-
-class CheckpointStore:
+class CheckpointStore(BaseStore):
     """Checkpoints of any number of sessions below one root; every write goes through `disk`.
 
     Payloads below `small_bytes` go through the page cache, which is quicker for them.
     """
+
+    root: Path
 
     def __init__(
         self, root: Path | str, *, disk: Disk | None = None, small_bytes: int = SMALL_BYTES
@@ -85,23 +76,6 @@ class CheckpointStore:
         return self._disk.past_cache
 
     # ------------------------------------------------------------ saving
-
-    def save(self, state: Any, *, info: SaveInfo) -> Checkpoint:
-        """Save a state; when this returns, it is on the disk, power loss included.
-
-        Raises:
-            CheckpointError: it was not saved (`__cause__` says what failed); earlier ones are as
-                they were.
-        """
-        return self.commit(self.stage(state), info)
-
-    def stage(self, state: Any, *, reuse: mmap | None = None) -> Staged:
-        """Copy a state, so that training may go on changing it; nothing is written yet."""
-        return stage(state, reuse)
-
-    def reserve(self, state: Any, *, reuse: mmap | None = None) -> mmap:
-        """The memory that staging such a state takes; `reuse` where that will do."""
-        return reserve(state, reuse)
 
     def commit(self, staged: Staged, info: SaveInfo) -> Checkpoint:
         """Write a staged state; complete or absent, whatever happens.
@@ -232,35 +206,6 @@ class CheckpointStore:
         """
         return self.folder_of(session) / str(parse_id(checkpoint_id))
 
-    def load(
-        self,
-        path: Path | str,
-        *,
-        verify: bool = True,
-        part: Part = (),
-        into: Any = None,
-    ) -> Any:
-        """Read a state back, by default with every digest verified.
-
-        Args:
-            path: the checkpoint's folder.
-            verify: compare the digest of every array that is read.
-            part: keys that lead to a part of the state, ``("model", "encoder")``; only the arrays
-                of that part are read.
-            into: a state to fill, ``model.state_dict()``: its arrays are overwritten in place,
-                after everything was read and compared, and it is returned.
-
-        Raises:
-            NotFound: no such folder.
-            CheckpointCorrupt: what is there is not what was saved.
-            CheckpointFormatError: written by a newer version, or not below this root.
-            CheckpointMismatch: it is good and has no such part, or does not fit `into`.
-            CheckpointUnsupported: it is good and needs a library that is not installed here.
-        """
-        with self.open(path) as found:
-            state = found.state(part, verify=verify)
-        return state if into is None else fill(into, state)
-
     @contextmanager
     def open(self, path: Path | str) -> Iterator[OpenCheckpoint]:
         """Open a checkpoint whose arrays are read one by one, each verified when it is asked for.
@@ -279,15 +224,9 @@ class CheckpointStore:
                 whole = payloads.get(PAYLOAD) or Shards(payloads, found.path, manifest)
                 yield OpenCheckpoint(manifest, whole, found.path)
 
-    def verify(self, path: Path | str) -> Manifest:
-        """Check every byte of a checkpoint in constant memory and return its manifest.
-
-        Raises:
-            NotFound, CheckpointCorrupt, CheckpointFormatError: as for `load`.
-        """
-        with self.open(path) as found:
-            found.check()
-            return found.manifest
+    def has(self, path: Path | str) -> bool:
+        """Whether anything has that name, whole or not."""
+        return os.path.lexists(path)
 
     def manifest(self, path: Path | str) -> Manifest:
         """The manifest alone, its own digest verified."""
@@ -307,32 +246,29 @@ class CheckpointStore:
         with self._folders.open(path) as found:
             return record_of(found.manifest, found.path, session_id, found.manifest_bytes)
 
-    def scan(self, session: str, *, session_id: int = 0) -> list[Checkpoint]:
-        """The committed checkpoints of a session, by attempt, step and id."""
-        return list(self.survey(session, session_id=session_id).checkpoints)
-
-    def survey(self, session: str, *, session_id: int = 0) -> Survey:
-        """The committed checkpoints of a session, and what stands among them and is none.
-
-        Manifests are verified, payloads are not; nothing is changed.
-        """
-        whole, damaged = [], []
-        folder = self.folder_of(session)
-        for key in self.ids(session):
-            try:
-                whole.append(self.record(folder / str(key), session_id=session_id))
-            except NotFound:
-                continue  # deleted meanwhile
-            except (CheckpointError, OSError) as error:
-                damaged.append((folder / str(key), error))
-        whole.sort(key=lambda item: (item.attempt, item.step, item.id))
-        return Survey(tuple(whole), tuple(damaged))
-
     def _names(self, folder: Path) -> list[str]:
         try:
             return self._disk.listdir(folder)
         except FileNotFoundError:
             return []
+
+    # ------------------------------------------------------------ holding
+
+    def pins(self, session: str) -> Pins:
+        """What stays whatever retention says."""
+        return Pins(self.folder_of(session), self._disk)
+
+    def in_use(self, path: Path | str) -> AbstractContextManager[None]:
+        """Keep a checkpoint from being removed while it is read.
+
+        Raises:
+            NotFound: it is being removed now.
+        """
+        return in_use(Path(path))
+
+    def removing(self, path: Path | str) -> AbstractContextManager[bool]:
+        """Hold a checkpoint against readers; False where one reads it, or it is gone."""
+        return removing(Path(path), self._disk)
 
     # ------------------------------------------------------------ putting away
 
