@@ -9,6 +9,7 @@ from qigstore.checkpoints.catalog import BaseCatalog, Quarantined
 from qigstore.checkpoints.folders import MARKER, session_folder
 from qigstore.checkpoints.format import MANIFEST
 from qigstore.checkpoints.remote_store import QUARANTINE, RemoteStore
+from qigstore.errors import CheckpointCorrupt
 from qigstore.records import Url
 
 __all__ = ["RemoteCatalog"]
@@ -62,7 +63,7 @@ class RemoteCatalog(BaseCatalog):
         """The fields of a small object; what cannot be read says, and proves, nothing."""
         name = url.removeprefix(f"{self._remote.root}/")
         try:
-            fields = json.loads(self._remote.files.read(name))
-        except (OSError, ValueError):
+            fields = json.loads(self._remote.files.small(name))
+        except (CheckpointCorrupt, OSError, ValueError):
             return {}
         return fields if isinstance(fields, dict) else {}

@@ -13,7 +13,10 @@ from qigstore.checkpoints.format import MANIFEST, MANIFEST_BYTES_MAX, Manifest, 
 from qigstore.errors import CheckpointCorrupt, CheckpointUnsupported, ConfigurationError, NotFound
 from qigstore.records import Url
 
-__all__ = ["RemoteFiles"]
+__all__ = ["NOTE_BYTES_MAX", "RemoteFiles"]
+
+NOTE_BYTES_MAX = 1 << 16
+"""Of a marker, a pin and the like."""
 
 
 class RemoteFiles:
@@ -56,6 +59,22 @@ class RemoteFiles:
         with self._said(name):
             data: bytes = self.fs.cat_file(self._at(name), start=start, end=stop)
             return data
+
+    def small(self, name: str, limit: int = NOTE_BYTES_MAX) -> bytes:
+        """A whole object, whose size is looked at before memory is taken for it.
+
+        Raises:
+            FileNotFoundError: there is none.
+            CheckpointCorrupt: it is larger than any that we write.
+            OSError: it cannot be read now.
+        """
+        size = self.size(name)
+        if size is None:
+            raise FileNotFoundError(self.url / name)
+        if size > limit:
+            what = f"up to {limit} bytes"
+            raise CheckpointCorrupt(self.url / name, "size", expected=what, found=size)
+        return self.read(name) if size else b""
 
     def size(self, name: str) -> int | None:
         """Bytes of an object; None where there is none.
@@ -134,7 +153,7 @@ class RemoteFiles:
         """
         name = f"{place}/{MANIFEST}"
         try:
-            data = self.read(name, 0, MANIFEST_BYTES_MAX)
+            data = self.small(name, MANIFEST_BYTES_MAX)
         except FileNotFoundError:
             hint = f"There is no {self.url / name}"
             raise NotFound("checkpoint", str(key), hint=hint) from None

@@ -78,7 +78,7 @@ class RemotePins:
 
     def _read(self, name: str) -> dict[str, Any]:
         try:
-            found = json.loads(self._files.read(name))
-        except (OSError, ValueError):
+            found = json.loads(self._files.small(name))
+        except (CheckpointCorrupt, OSError, ValueError):
             return {}
         return found if isinstance(found, dict) else {}

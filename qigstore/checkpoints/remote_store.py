@@ -281,7 +281,7 @@ class RemoteStore(BaseStore):
             OSError: it cannot be read now. That is no proof that it is not there.
         """
         try:
-            fields = json.loads(self.files.read(name))
+            fields = json.loads(self.files.small(name))
         except FileNotFoundError:
             return {}
         except ValueError as error:

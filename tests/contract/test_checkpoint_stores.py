@@ -240,9 +240,10 @@ def test_a_place_of_another_store_is_not_written_into(
     objects.write(marker, json.dumps({"store": str(uuid4()), "session": SESSION}).encode())
     with pytest.raises(CheckpointError, match="this store"):
         open_store(store.root).save(state(1), info=info(1))
-    objects.write(marker, b"no JSON")
-    with pytest.raises(CheckpointCorrupt):
-        open_store(store.root).save(state(1), info=info(1))
+    for wrong in (b"no JSON", b"", b"[]", b" " * (1 << 17)):
+        objects.write(marker, wrong)
+        with pytest.raises(CheckpointCorrupt):
+            open_store(store.root).save(state(1), info=info(1))
     objects.write(marker, mine)
     assert open_store(store.root).load(saved.path)["step"] == 7
 
