@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 TESTS = Path(__file__).resolve().parent
-LIMIT_S = 240
+LIMIT_S = 600
 
 
 @dataclass(frozen=True)

@@ -140,21 +140,37 @@ def load_best(folder: Path) -> Any:
         }
 
 
+CALLS = (
+    "mkdir", "create", "write", "bypass", "begin_writing", "truncate", "fsync", "close",
+    "fsync_folder", "rename", "listdir", "free_bytes", "try_lock", "unlock",
+)  # fmt: skip
+
+
 class Deadly(Disk):
-    """A disk at one call of which this process does something for the last time."""
+    """A disk at one call of which, once armed, this process does something for the last time.
+
+    `call` is a call's name, or the number of one among all of them.
+    """
 
     def __init__(self, call: str, deed: Callable[[], None], *, after: bool = False) -> None:
         super().__init__()
-        real = getattr(self, call)
+        self.armed, self._left = False, int(call) if call.isdigit() else 1
+        self._deed, self._after = deed, after
+        for name in CALLS if call.isdigit() else (call,):
+            setattr(self, name, self._watched(getattr(self, name)))
 
-        def strike(*arguments: Any, **options: Any) -> Any:
-            if after:
-                real(*arguments, **options)
-            deed()
-            return real(*arguments, **options)
+    def _watched(self, real: Callable[..., Any]) -> Callable[..., Any]:
+        def watched(*arguments: Any, **options: Any) -> Any:
+            self._left -= self.armed
+            strikes = self.armed and self._left == 0
+            if strikes and not self._after:
+                self._deed()
+            found = real(*arguments, **options)
+            if strikes:
+                self._deed()
+            return found
 
-        self.armed = False
-        setattr(self, call, lambda *a, **o: strike(*a, **o) if self.armed else real(*a, **o))
+        return watched
 
 
 def lose_one(
@@ -167,14 +183,17 @@ def lose_one(
         os.kill(os.getpid(), getattr(signal, sign))
 
     mine = Deadly(call, deed, after=after) if rank == lost else None
-    leading = mine if mine is not None and rank == 0 else None
+    leading = mine if rank == 0 else None
     on = mesh()
     given = [state(seed, on) for seed in range(2)]
     sharded, _ = opened(folder, disk=mine, limit_s=limit_s, leading=leading)
     sharded.save(given[0], step=0)
     if mine is not None:
         mine.armed = True
-    return [refused(lambda: sharded.save(given[1], step=1)) for _ in range(2)]
+    told = [refused(lambda: sharded.save(given[1], step=1))]
+    if told[0][0] != "nothing":
+        told.append(refused(lambda: sharded.save(given[1], step=1)))
+    return told
 
 
 class Full(Disk):

@@ -60,6 +60,18 @@ class Ranks:
             dist.broadcast(box, src=0, group=self.group)
             return json.loads(box.numpy().tobytes())
 
+    def tell_flags(self, flags: tuple[bool, bool]) -> tuple[bool, bool]:
+        """Two answers of rank 0, on every rank, in one small message: for every step.
+
+        Raises:
+            RanksLost: a rank did not answer within the limit.
+        """
+        with self.together():
+            box = torch.tensor(flags, dtype=torch.uint8)
+            dist.broadcast(box, src=0, group=self.group)
+            first, second = box.tolist()
+            return bool(first), bool(second)
+
     def gather(self, message: Any) -> list[Any]:
         """What each rank says, in their order, on every rank.
 

@@ -156,8 +156,8 @@ class ShardedCheckpoints:
         if self._idle:
             return False
         with self._or_close():
-            said = self._ranks.tell(self._leading.due(step, every) if self._leads else None)
-            due, self.should_stop = bool(said[0]), bool(said[1])
+            said = self._leading.due(step, every) if self._leads else (False, False)
+            due, self.should_stop = self._ranks.tell_flags(said)
         if due:
             self.save(state, step=step, own=own)
         return due
