@@ -21,9 +21,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from mmap import mmap
+from operator import index
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar, cast
@@ -177,7 +178,7 @@ class ShardedCheckpoints:
         """
         self._check_busy()
         with self._or_close():
-            ready = self._agreed(state, own, step)
+            ready = self._agreed(state, own, index(step))
             return self._lead(ready, step) if self._leads else self._follow(ready)
 
     def _agreed(self, state: Any, own: Any, step: int) -> Ready:
@@ -205,8 +206,9 @@ class ShardedCheckpoints:
 
         def write(store: CheckpointStore, info: SaveInfo, fresh: Path) -> Manifest:
             self._ranks.tell({"folder": str(fresh)})
-            reports = self._write(ready, fresh)
-            return store.finish(fresh, info, contents_of_ranks(ready, reports, fresh))
+            contents = contents_of_ranks(ready, self._write(ready, fresh), fresh)
+            told = replace(info, metadata={**info.metadata, "ranks": self._ranks.size})
+            return store.finish(fresh, told, contents)
 
         saved: Checkpoint | None = None
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import random
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 import pytest
 from commands import data, environment
+from processes import REPOSITORY
 from ranks import Ended, returned, run_ranks
 
 from qigstore.checkpoints import CheckpointManager, CheckpointStore, RemoteCopies, RemoteStore
@@ -262,6 +265,7 @@ def test_a_training_that_lost_a_rank_goes_on_as_if_nothing_had_been(
     assert [item["sound"] for item in checked] == [True] * 3
     shown = data(env, "checkpoints", "show", listed[0]["id"])
     assert (shown["parent"], shown["attempt"]) == (listed[1]["id"], 2)
+    assert shown["metadata"]["ranks"] == 2
     assert [a.resumed_step for a in store.sessions.attempts(shown["session_id"])] == [-1, 7]
     rule = ("--keep-newest", "1", "--keep-best", "1")
     pruned = data(env, "checkpoints", "prune", "ocean", *rule)
@@ -271,3 +275,18 @@ def test_a_training_that_lost_a_rank_goes_on_as_if_nothing_had_been(
     # One process, and no ranks at all.
     alone = returned(run_ranks(scenario, 1, tmp_path, stop=13))
     assert (alone[0]["start"], len(alone[0]["losses"])) == (12, 1)
+
+
+def test_the_example_runs_under_torchrun_and_goes_on_with_another_number_of_ranks(
+    home: Path, dsn: str, tmp_path: Path
+) -> None:
+    env = environment(home, dsn, OMP_NUM_THREADS="1", TMPDIR=str(tmp_path))
+    for ranks, steps, began in ((2, 40, 0), (1, 45, 40)):
+        done = subprocess.run(
+            [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node",
+             str(ranks), str(REPOSITORY / "examples" / "sharded.py")],
+            env=env | {"STEPS": str(steps)}, capture_output=True, text=True, timeout=600,
+            check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert f"began at step {began}, accuracy 0." in done.stdout
