@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pytest
 from commands import data, environment, run
@@ -12,6 +13,8 @@ from commands import data, environment, run
 import qigstore
 from qigstore.checkpoints import RemoteStore
 from qigstore.checkpoints.format import PAYLOAD
+from qigstore.checkpoints.remote_files import RemoteFiles
+from qigstore.errors import CheckpointError, ConfigurationError
 from qigstore.repository import Store
 
 FRESH = {"step": 0, "w": np.zeros(8)}
@@ -70,6 +73,53 @@ def test_a_run_saves_to_a_url_and_goes_on_from_there(
         refused = run(env, "checkpoints", *words)
         assert refused.returncode != 0
         assert "object store" in refused.stderr or "not both on a disk" in refused.stderr
+
+
+@pytest.mark.parametrize("mode", ["online", "offline"])
+def test_a_run_does_not_start_afresh_because_its_checkpoints_are_out_of_reach(
+    home: Path, dsn: str, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    monkeypatch.setenv("QIGSTORE_DSN", dsn)
+    url = f"memory://{home.name}"
+    assert train(url, 5) == 0
+
+    def away(_files: RemoteFiles, name: str) -> list[str]:
+        raise OSError(f"{url}/{name}: no route to host")
+
+    monkeypatch.setattr(RemoteFiles, "names", away)
+    with (
+        pytest.raises((ConfigurationError, OSError), match="no route to host"),
+        qigstore.session("ocean", checkpoints=url, mode=mode, quiet=True) as opened,
+    ):
+        opened.recover(default=FRESH)
+    monkeypatch.undo()
+    fsspec.filesystem("memory").store.clear()
+
+
+def test_a_save_that_cannot_be_uploaded_is_an_event_and_training_goes_on(
+    home: Path, dsn: str, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("QIGSTORE_DSN", dsn)
+    url = f"memory://{home.name}"
+    real = RemoteFiles.write
+
+    def away(files: RemoteFiles, name: str, pieces: Any) -> None:
+        raise OSError(f"{url}/{name}: no route to host")
+
+    with qigstore.session("ocean", checkpoints=url, settle_steps=0, quiet=True) as opened:
+        for step in opened.steps(0, 12):
+            monkeypatch.setattr(RemoteFiles, "write", away if step < 8 else real)
+            opened.record(step, loss=0.1)
+            opened.checkpoint({"step": step, "w": np.ones(4)}, step=step, every=4)
+            if step == 7:
+                with pytest.raises(CheckpointError, match="no route to host"):
+                    opened.wait()
+    session = store.sessions.get("ocean")
+    events = store.events.list(session.id)
+    assert [(e.rule, e.step) for e in events] == [("checkpoint save", 7), ("checkpoint save", 3)]
+    assert "no route to host" in events[0].message
+    assert [item.step for item in store.checkpoints.list(session.id)] == [11]
+    fsspec.filesystem("memory").store.clear()
 
 
 def _two(rows: list[dict[str, Any]]) -> list[str]:
