@@ -11,6 +11,7 @@ as attributes, so a caller never parses a message.
     ├── NotFound                    no session, checkpoint or event of that name (also LookupError)
     ├── SessionBusy                 another living process records this session
     ├── NotRunning                  no living process records this session, so none can be stopped
+    ├── RankError                   a rank of a distributed run is gone, or silent
     ├── StoreError
     │   ├── StoreUnavailable        no database answers
     │   │   └── EmbeddedServerError the local server cannot be started
@@ -26,7 +27,6 @@ as attributes, so a caller never parses a message.
         ├── CheckpointFormatError   written by a newer version, or not a checkpoint at all
         ├── CheckpointMismatch      good, and not of the shape of what it is loaded into
         ├── CheckpointUnsupported   good, and this process lacks what it needs (torch, JAX)
-        ├── RanksLost               another rank is gone or late; nothing is saved together any more
         └── NoHealthyCheckpoint     nothing to recover from, with every candidate's reason
 
     EmergencyStop (SystemExit)      the run stopped itself; carries the process's exit status
@@ -54,7 +54,7 @@ __all__ = [
     "NotRunning",
     "NotStored",
     "QigstoreError",
-    "RanksLost",
+    "RankError",
     "SchemaOutdated",
     "SessionBusy",
     "SpoolBusy",
@@ -137,6 +137,10 @@ class NotRunning(QigstoreError):
         super().__init__(
             f"session {session!r} is not running: {how}. See `qigstore sessions show {session}`."
         )
+
+
+class RankError(QigstoreError):
+    """A rank of a distributed run is gone, or did not answer in time."""
 
 
 class StoreError(QigstoreError):
@@ -305,10 +309,6 @@ class CheckpointMismatch(CheckpointError):
 
 class CheckpointUnsupported(CheckpointError):
     """A good checkpoint needs a library or a setting that this process lacks."""
-
-
-class RanksLost(CheckpointError):
-    """Another rank of a distributed run is gone or did not answer in time; start the run again."""
 
 
 class NoHealthyCheckpoint(CheckpointError):

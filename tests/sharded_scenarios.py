@@ -26,7 +26,7 @@ from qigstore.checkpoints import (
 )
 from qigstore.checkpoints.disk import Disk
 from qigstore.checkpoints.sharded import Commit, Leader, Loader, ShardedCheckpoints
-from qigstore.errors import CheckpointError
+from qigstore.errors import CheckpointError, RankError
 from qigstore.recovery import recover
 
 PLACES = {"row": [Shard(0)], "column": [Shard(1)], "copy": [Replicate()]}
@@ -102,7 +102,7 @@ def refused(deed: Callable[[], object]) -> list[str]:
     """The error that a deed raises."""
     try:
         deed()
-    except CheckpointError as error:
+    except (CheckpointError, RankError) as error:
         return [type(error).__name__, str(error)]
     return ["nothing", ""]
 

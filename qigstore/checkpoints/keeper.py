@@ -25,10 +25,10 @@ from qigstore.checkpoints.info import SaveInfo
 from qigstore.checkpoints.pruning import prune
 from qigstore.checkpoints.ranking import finite, judge
 from qigstore.checkpoints.retention import Retention
-from qigstore.checkpoints.rows import CheckpointRows, Untold
+from qigstore.checkpoints.rows import CheckpointRows, RowPost
 from qigstore.checkpoints.tree import Part
 from qigstore.errors import CheckpointCorrupt, CheckpointError, NotFound, StoreError
-from qigstore.records import Candidate, Checkpoint, CheckpointKind, CheckpointStatus
+from qigstore.records import Candidate, Checkpoint, CheckpointKind
 
 if TYPE_CHECKING:
     from qigstore.checkpoints.payload import Staged
@@ -89,7 +89,7 @@ class CheckpointKeeper:
         self._last: UUID | None = None
         self.last_step = -1
         self._errors: list[tuple[str, Exception]] = []
-        self._untold = Untold(checkpoints, self._away)
+        self._post = RowPost(checkpoints, self._note_away)
         self._counts = {"saved": 0, "failed": 0, "pruned": 0}
         self._last_error: str | None = None
 
@@ -267,15 +267,15 @@ class CheckpointKeeper:
             self._counts["saved"] += 1
             self._last = checkpoint.id
             self._index[checkpoint.id] = checkpoint
-        self._tidy(lambda rows: rows.add(checkpoint))
+        self._post.note_saved(checkpoint)
+        self._tidy()
 
-    def _tidy(self, say: Callable[[CheckpointRows], object]) -> None:
+    def _tidy(self) -> None:
         """Row and retention in a thread of their own: a save never waits for the database.
 
         It is a daemon: a process whose database hangs can end, and `reconcile` finds the rest.
         """
         with self._state:
-            self._untold.add(say)
             self._tidy_wanted = True
             if self._tidier is not None and self._tidier.is_alive():
                 return
@@ -296,7 +296,7 @@ class CheckpointKeeper:
                     return
                 self._tidy_wanted = False
             try:
-                self._untold.tell()
+                self._post.ship()
                 self.prune()
             except Exception as error:
                 self._noted(f"tidying up after a save: {error}", error)
@@ -333,16 +333,9 @@ class CheckpointKeeper:
 
     # ------------------------------------------------------------ rows
 
-    def _tell_status(self, checkpoint_id: UUID, status: CheckpointStatus, reason: str) -> None:
-        def say(rows: CheckpointRows) -> None:
-            with suppress(NotFound):  # a folder that never had its row needs none now
-                rows.set_status(checkpoint_id, status, reason=reason[:2000])
-
-        self._untold.tell(say)
-
-    def _away(self, text: str) -> None:
+    def _note_away(self, error: StoreError) -> None:
         with self._state:
-            self._last_error = text
+            self._last_error = f"the database was not told: {error}"
 
     def reconcile(self) -> list[Checkpoint]:
         """Give every committed folder of the session its row, and remove what dead saves left.
@@ -354,12 +347,7 @@ class CheckpointKeeper:
             StoreError: the database is away.
         """
         self.store.clean(self.session_name)
-        found = list(self.known().values())
-        rows = self._rows
-        if rows is None:
-            return []
-        self._untold.tell()
-        return [item for item in found if rows.add(item)]
+        return self._post.insert(self.known().values())
 
     def candidates(self, *, limit: int = 10_000, by_age: bool = False) -> list[Candidate]:
         """The checkpoints of the session and whether each is fit to recover from, at most `limit`
@@ -441,7 +429,7 @@ class CheckpointKeeper:
                 self._index.pop(checkpoint_id, None)
         with self._state:
             self._counts["pruned"] += 1
-        self._tell_status(checkpoint_id, "deleted", reason)
+        self._post.tell_status(checkpoint_id, "deleted", reason)
         return True
 
     def quarantine(self, checkpoint_id: UUID, reason: str) -> None:
@@ -451,7 +439,7 @@ class CheckpointKeeper:
         finally:
             with self._state:
                 self._index.pop(checkpoint_id, None)
-        self._tell_status(checkpoint_id, "quarantined", reason)
+        self._post.tell_status(checkpoint_id, "quarantined", reason)
 
     # ------------------------------------------------------------ loading
 
@@ -479,7 +467,7 @@ class CheckpointKeeper:
             return {
                 **self._counts,
                 "in_flight": self._thread is not None and self._thread.is_alive(),
-                "rows_pending": len(self._untold),
+                "rows_pending": len(self._post),
                 "past_cache": self.store.past_cache,
                 "last_error": self._last_error,
             }

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 
 from qigstore.checkpoints.json_text import canonical_json
-from qigstore.errors import CheckpointError, RanksLost
+from qigstore.errors import CheckpointError, RankError
 
 __all__ = ["Ranks"]
 
@@ -50,7 +50,7 @@ class Ranks:
         """What rank 0 says, on every rank; the others say nothing.
 
         Raises:
-            RanksLost: a rank did not answer within the limit.
+            RankError: a rank did not answer within the limit.
         """
         with self.together():
             data = canonical_json(message) if self.rank == 0 else b""
@@ -64,7 +64,7 @@ class Ranks:
         """Two answers of rank 0, on every rank, in one small message: for every step.
 
         Raises:
-            RanksLost: a rank did not answer within the limit.
+            RankError: a rank did not answer within the limit.
         """
         with self.together():
             box = torch.tensor(flags, dtype=torch.uint8)
@@ -76,7 +76,7 @@ class Ranks:
         """What each rank says, in their order, on every rank.
 
         Raises:
-            RanksLost: a rank did not answer within the limit.
+            RankError: a rank did not answer within the limit.
         """
         with self.together():
             data = canonical_json(message)
@@ -94,15 +94,15 @@ class Ranks:
         """Collectives of the group; where one fails, the group is closed for good.
 
         Raises:
-            RanksLost: a rank did not answer within the limit, or had given up before.
+            RankError: a rank did not answer within the limit, or had given up before.
         """
         if self.group is None:
-            raise RanksLost("the ranks lost each other before; start the run again")
+            raise RankError("the ranks lost each other before; start the run again")
         try:
             yield self.group
         except RuntimeError as error:  # torch's own for a peer that is gone, or is late
             self.close()
-            raise RanksLost(
+            raise RankError(
                 f"rank {self.rank} of {self.size}: another rank is gone, or did not answer within "
                 f"{self.limit_s:g} s: {str(error).splitlines()[0][:300]}. Start the run again."
             ) from error

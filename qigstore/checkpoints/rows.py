@@ -1,17 +1,19 @@
-"""What checkpoints ask of the database: an index to them, and who of them is healthy."""
+"""What the database is told of checkpoints: in order, and later where it is away."""
 
 from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from pathlib import Path
 from typing import Protocol
 from uuid import UUID
 
-from qigstore.errors import StoreError
+from qigstore.errors import NotFound, StoreError
 from qigstore.records import Candidate, Checkpoint, CheckpointStatus
 
-__all__ = ["CheckpointRows", "Untold"]
+__all__ = ["CheckpointRows", "RowPost"]
 
 _LATER_MAX = 10_000
 
@@ -40,37 +42,77 @@ class CheckpointRows(Protocol):
         """Committed checkpoints, with whether each is fit to recover from, and why."""
 
 
-class Untold:
-    """What the database was not told yet, in order: kept while it is away, and bounded.
+class RowPost:
+    """Tells the rows of a session what became of its folders; keeps it while they are away.
 
-    `away` hears, in words, that it is.
+    Args:
+        rows: the database's; None: there is none, and nothing is told.
+        on_away: told why what is kept could not be told.
     """
 
-    def __init__(self, rows: CheckpointRows | None, away: Callable[[str], object]) -> None:
-        self._rows, self._away = rows, away
+    def __init__(
+        self, rows: CheckpointRows | None, on_away: Callable[[StoreError], object]
+    ) -> None:
+        self._rows, self._on_away = rows, on_away
         self._later: deque[Callable[[CheckpointRows], object]] = deque(maxlen=_LATER_MAX)
-        self._telling = threading.Lock()
+        self._shipping = threading.Lock()
 
     def __len__(self) -> int:
         return len(self._later)
 
-    def add(self, say: Callable[[CheckpointRows], object]) -> None:
-        """Keep it for the next `tell`; nothing where there is no database at all."""
+    def note_saved(self, checkpoint: Checkpoint) -> None:
+        """Keep for `ship` that a checkpoint is there."""
+        if self._rows is not None:
+            self._later.append(lambda rows: _insert(rows, checkpoint))
+
+    def tell_status(self, checkpoint_id: UUID, status: CheckpointStatus, reason: str) -> None:
+        """Say what became of a checkpoint, after whatever was not told yet."""
+
+        def say(rows: CheckpointRows) -> None:
+            with suppress(NotFound):  # a folder that never had its row needs none now
+                rows.set_status(checkpoint_id, status, reason=reason[:2000])
+
         if self._rows is not None:
             self._later.append(say)
+            self.ship()
 
-    def tell(self, say: Callable[[CheckpointRows], object] | None = None) -> None:
-        """Tell the database all of it, and this last."""
-        with self._telling:
-            if say is not None:
-                self.add(say)
-            while self._later and self._rows is not None:
-                try:
-                    self._later[0](self._rows)
-                except StoreError as error:
-                    self._away(f"the database was not told: {error}")
-                    return
-                except Exception:
-                    self._later.popleft()  # what it cannot take now it will not take later
-                    raise
-                self._later.popleft()
+    def ship(self) -> None:
+        """Tell what is kept, as long as the database listens."""
+        with self._shipping:
+            self._ship()
+
+    def insert(self, found: Iterable[Checkpoint]) -> list[Checkpoint]:
+        """Give committed folders their rows, after what is kept; return those that had none.
+
+        Raises:
+            StoreError: the database is away.
+        """
+        rows = self._rows
+        if rows is None:
+            return []
+        with self._shipping:
+            self._ship()
+        return [item for item in found if _insert(rows, item)]
+
+    def _ship(self) -> None:
+        while self._later and self._rows is not None:
+            try:
+                self._later[0](self._rows)
+            except StoreError as error:
+                self._on_away(error)
+                return
+            except Exception:
+                self._later.popleft()  # what it cannot take now it will not take later
+                raise
+            self._later.popleft()
+
+
+def _insert(rows: CheckpointRows, checkpoint: Checkpoint) -> bool:
+    """Give a committed folder its row; False where it has one.
+
+    Another process may have removed the folder by now, and found no row to say so in.
+    """
+    new, path = rows.add(checkpoint), checkpoint.path
+    if new and isinstance(path, Path) and not path.exists():
+        rows.set_status(checkpoint.id, "deleted", reason="removed before it had its row")
+    return new

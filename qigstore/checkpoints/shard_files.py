@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +65,10 @@ def contents_of_ranks(ready: Ready, reports: Sequence[Mapping[str, Any]], folder
     chunks: dict[str, dict[str, tuple[int, ...]]] = {}
     whole = portions(ready.flat)
     for rank, report in enumerate(reports):
-        mine = {n: replace(t, file=shard_name(rank)) for n, t in report["tensors"].items()}
+        file = shard_name(rank)
+        mine = {
+            n: TensorInfo(t.dtype, t.shape, t.blake3, file) for n, t in report["tensors"].items()
+        }
         if tensors.keys() & mine.keys():
             raise CheckpointError(
                 f"arrays of the same name: {sorted(tensors.keys() & mine.keys())}"

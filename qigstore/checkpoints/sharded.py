@@ -70,7 +70,6 @@ from qigstore.errors import (
     CheckpointMismatch,
     CheckpointUnsupported,
     NotFound,
-    RanksLost,
 )
 from qigstore.records import Checkpoint, Location, location
 
@@ -152,7 +151,7 @@ class ShardedCheckpoints:
             Whether this call saved, the same on every rank; `should_stop` is set as well.
 
         Raises:
-            CheckpointError, RanksLost: as for `save`.
+            CheckpointError, RankError: as for `save`.
         """
         if self._idle:
             return False
@@ -174,7 +173,7 @@ class ShardedCheckpoints:
 
         Raises:
             CheckpointError: it was not saved, said on every rank; earlier ones are as they were.
-            RanksLost: a rank is gone, or was late.
+            RankError: a rank is gone, or was late.
         """
         self._check_busy()
         with self._or_close():
@@ -226,8 +225,6 @@ class ShardedCheckpoints:
             leader.save(commit, step)
             if saved is None:
                 raise CheckpointError(f"step {step} was not saved: rank 0's run did not commit it")
-        except RanksLost:
-            raise
         except CheckpointError as error:
             self._ranks.tell({"error": str(error)})
             raise
@@ -293,7 +290,7 @@ class ShardedCheckpoints:
         Raises:
             CheckpointMismatch: one is good, and `into` does not fit it.
             CheckpointError: rank 0 could not choose, said on every rank.
-            RanksLost: a rank is gone, or was late.
+            RankError: a rank is gone, or was late.
         """
         if self._idle:
             return into
@@ -307,7 +304,7 @@ class ShardedCheckpoints:
 
         Raises:
             NotFound, CheckpointCorrupt, CheckpointFormatError, CheckpointMismatch: on every rank.
-            RanksLost: a rank is gone, or was late.
+            RankError: a rank is gone, or was late.
         """
         self._check_busy()
         key = parse_id(checkpoint_id)
@@ -333,8 +330,6 @@ class ShardedCheckpoints:
             self.resumed_step = self._leading.recover(load)
             if unfit:
                 raise unfit[0]  # the program's error: to start afresh would hide it
-        except RanksLost:
-            raise
         except CheckpointError as error:
             self._ranks.tell({"error": str(error)})
             raise
@@ -432,7 +427,5 @@ def _rank_0_decides() -> Iterator[None]:
     """What went wrong in a step that all did together: rank 0 saw it, and says what comes next."""
     try:
         yield
-    except RanksLost:
-        raise
     except (CheckpointError, NotFound) as error:
         _log.info("told to rank 0: %s", error)

@@ -199,7 +199,7 @@ def check_what_is_left(folder: Path, ended: list[Ended], allowed: list[list[int]
     for one in ended:
         if one.status == 0 and one.returned != [["nothing", ""]]:
             first, second = one.returned
-            assert first[0] == second[0] == "RanksLost", one
+            assert first[0] == second[0] == "RankError", one
             assert "Start the run again" in first[1]
     store = CheckpointStore(folder / "store")
     survey = store.survey("ocean")
@@ -237,7 +237,7 @@ def test_what_is_refused_is_said_on_every_rank_and_nobody_is_lost(tmp_path: Path
             assert text in said
     assert "no checkpoint named" in one["no such"][1]
     assert one["stops"] == other["stops"] == [[False, False], [True, False], [False, True]]
-    assert one["closed"][0] == "RanksLost"
+    assert one["closed"][0] == "RankError"
     store = CheckpointStore(tmp_path / "store")
     assert [item.step for item in store.scan("ocean")] == [0, 3, 4]
     assert store.record(store.locate("ocean", UUID(one["again"]))).step == 3
