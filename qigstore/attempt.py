@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
-from qigstore.checkpoints import CheckpointStore
+from qigstore.checkpoints import open_store
 from qigstore.errors import NotRunning, SessionBusy, StoreError
 from qigstore.leftovers import OFFLINE, settle_leftovers, spools
 from qigstore.recording import Draining, Spool, SpoolIdentity
@@ -272,7 +272,7 @@ def _create_spool(settings: Settings, place: str, identity: SpoolIdentity) -> Sp
 
 def _next_number(settings: Settings, name: str) -> int:
     """A guess, from what lies here: the database numbers attempts as it hears of them."""
-    found = CheckpointStore(settings.checkpoint_root).scan(name)
+    found = open_store(settings.checkpoint_root).scan(name)
     waiting = (told.number for told, _ in spools(settings.spool_root) if told.session == name)
     return 1 + max([0, *(item.attempt for item in found), *waiting])
 

@@ -278,11 +278,11 @@ class CheckpointCorrupt(CheckpointError):
     """What is on disk is not what was saved; it is never loaded.
 
     Attributes:
-        path: the file.
+        path: the file, or its URL.
         expected, found: digest, size or field that differs.
     """
 
-    def __init__(self, path: Path, what: str, *, expected: object, found: object) -> None:
+    def __init__(self, path: Path | str, what: str, *, expected: object, found: object) -> None:
         self.path, self.what, self.expected, self.found = path, what, expected, found
         super().__init__(
             f"{path}: {what}: expected {expected}, found {found}. "
@@ -294,13 +294,14 @@ class CheckpointCorrupt(CheckpointError):
         """The same for a table: the file without its folder, digests by their first digits."""
         sides = [str(side) for side in (self.expected, self.found)]
         expected, found = (f"{side[:12]}…" if len(side) > 60 else side for side in sides)
-        return f"{self.path.name}: {self.what}: expected {expected}, found {found}"
+        name = str(self.path).rpartition("/")[2]
+        return f"{name}: {self.what}: expected {expected}, found {found}"
 
 
 class CheckpointFormatError(CheckpointError):
     """Not a checkpoint this version can read."""
 
-    def __init__(self, path: Path, reason: str) -> None:
+    def __init__(self, path: Path | str, reason: str) -> None:
         self.path, self.reason = path, reason
         super().__init__(f"{path}: {reason}")
 

@@ -14,7 +14,8 @@ from threading import Lock
 from typing import TYPE_CHECKING
 from uuid import UUID
 
-from qigstore.checkpoints import CheckpointManager, CheckpointStore, Retention
+from qigstore.checkpoints import CheckpointManager, Retention, open_store
+from qigstore.checkpoints.base import BaseStore
 from qigstore.checkpoints.ranking import best_first, finite, judge, newest_first
 from qigstore.checkpoints.rows import CheckpointRows
 from qigstore.database.engine import address_of, open_database
@@ -247,7 +248,7 @@ class FolderRows:
     """
 
     def __init__(
-        self, store: CheckpointStore, session: str, events: Callable[[], Iterable[LoggedEvent]]
+        self, store: BaseStore, session: str, events: Callable[[], Iterable[LoggedEvent]]
     ) -> None:
         self._store, self._session, self._events = store, session, events
 
@@ -347,7 +348,7 @@ def linked_checkpoints(
     settings: Settings, link: Link, tell: Callable[..., object]
 ) -> CheckpointManager:
     """The checkpoints of an attempt; `tell(rule, message, step=…)` hears of a save that failed."""
-    folders = CheckpointStore(settings.checkpoint_root)
+    folders = open_store(settings.checkpoint_root)
 
     def report(checkpoint: UUID, step: int, error: Exception) -> None:
         message = f"checkpoint {checkpoint} was not saved: {error}"
@@ -360,7 +361,7 @@ def linked_checkpoints(
 
 def folder_checkpoints(settings: Settings, link: Link) -> CheckpointManager:
     """The same checkpoints, by their folders and the event log alone."""
-    folders = CheckpointStore(settings.checkpoint_root)
+    folders = open_store(settings.checkpoint_root)
     rows = FolderRows(folders, link.session.name, link.logged_events)
     return _manager(settings, link, folders, rows)
 
@@ -368,7 +369,7 @@ def folder_checkpoints(settings: Settings, link: Link) -> CheckpointManager:
 def _manager(
     settings: Settings,
     link: Link,
-    folders: CheckpointStore,
+    folders: BaseStore,
     rows: CheckpointRows,
     *,
     on_error: Callable[[UUID, int, Exception], None] | None = None,

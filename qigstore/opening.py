@@ -65,8 +65,9 @@ def open_rooms(
             store, claimed, why = _claim(wanted) if ranks is None else _claim_one(wanted, ranks)
         except OSError as error:
             raise ConfigurationError(
-                f"the data folder {settings.home} cannot be used: {error}. "
-                "Set QIGSTORE_HOME to a folder that you can write."
+                f"the data folder {settings.home}, or where checkpoints lie "
+                f"({settings.checkpoint_root}), cannot be used: {error}. Set QIGSTORE_HOME or "
+                "QIGSTORE_CHECKPOINTS to a place that you can write."
             ) from error
         if store is not None:
             undo.callback(store.close)

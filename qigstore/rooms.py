@@ -30,7 +30,7 @@ from qigstore.leftovers import OtherLeftovers
 from qigstore.link import Link, folder_checkpoints
 from qigstore.recording import Recorder, Writer
 from qigstore.recording.late_writer import LateWriter
-from qigstore.records import AttemptStatus, CheckpointKind, Decision, Event
+from qigstore.records import AttemptStatus, CheckpointKind, Decision, Event, Location
 from qigstore.recovery import Policy, recover
 from qigstore.safety.detectors import Alarm
 from qigstore.safety.emergency import Emergency, LeaveStep, Outcome, leave
@@ -187,14 +187,16 @@ class Rooms:
             self._remember(known["metadata"])
         return known is not None
 
-    def recover(self, *, policy: Policy, has_default: bool) -> tuple[Any, Decision]:
+    def recover(
+        self, *, policy: Policy, has_default: bool, load: bool | Callable[[Location], Any] = True
+    ) -> tuple[Any, Decision]:
         """Choose, verify and load; then judge as the run did that saved it.
 
         With no database in reach the folders and the event log decide: then nothing is known of
         steps to skip, nor of checkpoints that several attempts resumed from in vain.
         """
-        if self.together is None:
-            return self._recover(policy, has_default)
+        if self.together is None or load is not True:  # ranks that load a part each ask together
+            return self._recover(policy, has_default, load)
         return self._recover_together(self.together, policy, has_default)
 
     def _recover_together(
@@ -204,7 +206,7 @@ class Rooms:
         found: list[tuple[Any, Decision]] = []
 
         def decide() -> str:
-            found.append(self._recover(policy, has_default))
+            found.append(self._recover(policy, has_default, True))
             return _told(found[0][1])
 
         told = led(together.ranks, "recover", decide)
@@ -217,8 +219,10 @@ class Rooms:
         self._remember(decision.chosen.metadata)
         return state, decision
 
-    def _recover(self, policy: Policy, has_default: bool) -> tuple[Any, Decision]:
-        choose = partial(recover, policy=policy, has_default=has_default)
+    def _recover(
+        self, policy: Policy, has_default: bool, load: bool | Callable[[Location], Any]
+    ) -> tuple[Any, Decision]:
+        choose = partial(recover, policy=policy, has_default=has_default, load=load)
         try:
             if self.link.store is None:
                 state, decision = self._recover_from_folders(choose)
@@ -274,8 +278,10 @@ class Rooms:
         with Deadline.during(limit_s, status, f"stopping ({stop.reason}), {what}"):
             yield
 
-    def save(self, state: Any, step: int) -> UUID | None:
+    def save(self, state: Any, step: int, *, by: Callable[..., UUID] | None = None) -> UUID | None:
         """Save a state with what was recorded at its step; waits when the run is to stop.
+
+        `by`: another way of saving than the checkpoints' own `save`.
 
         Returns:
             The checkpoint's id; None where the disk failed (said by an event; training goes on).
@@ -294,7 +300,7 @@ class Rooms:
         kind: CheckpointKind = "emergency" if self._in_alarm else "regular"
         if (why := self._why_stopping) is not None:
             metadata["event"] = why
-        saved = self.checkpoints.save(
+        saved = (by or self.checkpoints.save)(
             state,
             step=step,
             phi=recorded.get("phi"),

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeAlias
 from qigstore.errors import (
     EXIT_EMERGENCY,
     CheckpointError,
+    CheckpointUnsupported,
     ConfigurationError,
     EmergencyStop,
     QigstoreError,
@@ -25,10 +26,12 @@ from qigstore.settings import Settings, load_settings
 
 if TYPE_CHECKING:
     from pathlib import Path
+    from uuid import UUID
 
+    from qigstore.checkpoints.sharded import ShardedCheckpoints
     from qigstore.query import Curve
     from qigstore.recording import Health
-    from qigstore.records import AttemptStatus, Decision
+    from qigstore.records import AttemptStatus, Checkpoint, Decision, Location
     from qigstore.recovery import Policy
     from qigstore.rooms import Rooms
     from qigstore.safety.ranks import Ranks
@@ -249,15 +252,24 @@ class Run:
         rooms = self._opened()
         if rooms is None:
             return default() if callable(default) else default
-        state, self.decision = rooms.recover(policy=self._policy, has_default=default is not None)
+        state, chosen = self._recover(rooms, has_default=default is not None)
+        if chosen is not None:
+            return state
+        return default() if callable(default) else default
+
+    def _recover(
+        self, rooms: Rooms, *, has_default: bool, load: bool | Callable[[Location], Any] = True
+    ) -> tuple[Any, Checkpoint | None]:
+        policy = self._policy
+        state, self.decision = rooms.recover(policy=policy, has_default=has_default, load=load)
         if not self._quiet:
             from qigstore.recovery import explain
 
             sys.stderr.write(explain(self.decision))
-        if self.decision.chosen is not None:
-            self._saved_step = self.decision.chosen.step
-            return state
-        return default() if callable(default) else default
+        chosen = self.decision.chosen
+        if chosen is not None:
+            self._saved_step = chosen.step
+        return state, chosen
 
     def steps(self, start: int, stop: int) -> Iterator[int]:
         """Yield the steps from `start` up to `stop`, ending early at a safe point when asked to.
@@ -353,26 +365,57 @@ class Run:
         rooms = self._opened()
         if rooms is None:
             return False
-        if every < 1:
-            raise ConfigurationError(f"every={every}; expected a number of steps, at least 1")
+        due = _due(rooms, step, every)
         mark = None if rooms.together is None else rooms.together.ranks.mark(state)
         self._offered = (state, step, mark)
-        if rooms.should_stop:
-            due = rooms.saves_on_stop
-        else:
-            due = (step + 1) % every == 0 or bool(rooms.checkpoint_wanted)
         if not rooms.saves:
             return False
-        if not due:
+        if due:
+            self._save(state, step)
+        else:
             rooms.checkpoints.prepare(state, wait=False)
-            return False
-        self._save(state, step)
-        return True
+        return due
 
-    def _save(self, state: Any, step: int) -> None:
+    def sharded(self, *, limit_s: float = 600.0) -> ShardedCheckpoints:
+        """Checkpoints that all ranks of `torch.distributed` save and load together.
+
+        Call it on every rank. Rank 0's run chooses what to recover, and knows when to save and to
+        stop; those of the others may be in mode "off". Where its own is, nothing is done.
+
+        Args:
+            limit_s: how long a rank waits for the slowest other one.
+
+        Raises:
+            CheckpointUnsupported: torch is not installed.
+            CheckpointError: `torch.distributed` is not initialised.
+        """
+        try:
+            from qigstore.checkpoints.sharded import Leader, ShardedCheckpoints
+        except ImportError as error:
+            raise CheckpointUnsupported(
+                f"saving with several ranks needs torch (`pip install 'qigstore[torch]'`): {error}"
+            ) from error
+        rooms = self._opened()
+        if rooms is None or not rooms.saves:
+            return ShardedCheckpoints(None, limit_s=limit_s)
+
+        def recover(load: Callable[[Location], Any]) -> int | None:
+            chosen = self._recover(rooms, has_default=True, load=load)[1]
+            return chosen.step if chosen is not None else None
+
+        def save(commit: Any, step: int) -> None:
+            self._save(commit, step, by=rooms.checkpoints.save_by)
+
+        def due(step: int, every: int) -> tuple[bool, bool]:
+            return _due(rooms, step, every), rooms.should_stop
+
+        leader = Leader(rooms.checkpoints.store, save, recover, due)
+        return ShardedCheckpoints(leader, limit_s=limit_s)
+
+    def _save(self, state: Any, step: int, *, by: Callable[..., UUID] | None = None) -> None:
         assert self._rooms is not None
         with self._rooms.watched("saving its state"):
-            self._rooms.save(state, step)
+            self._rooms.save(state, step, by=by)
         self._saved_step = step
 
     # -- the state of things ------------------------------------------------------------------
@@ -450,6 +493,15 @@ class Run:
         """
         if (rooms := self._opened()) is not None:
             rooms.checkpoints.wait(timeout_s)
+
+
+def _due(rooms: Rooms, step: int, every: int) -> bool:
+    """Whether that step is to be saved."""
+    if every < 1:
+        raise ConfigurationError(f"every={every}; expected a number of steps, at least 1")
+    if rooms.should_stop:
+        return rooms.saves_on_stop
+    return (step + 1) % every == 0 or bool(rooms.checkpoint_wanted)
 
 
 def _waiting(rooms: Rooms) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import platformdirs
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -20,6 +20,7 @@ from pydantic_settings import (
 )
 
 from qigstore.errors import ConfigurationError
+from qigstore.records import Location, location
 
 __all__ = ["Settings", "load_settings"]
 
@@ -52,8 +53,10 @@ class Settings(BaseSettings):
     connect_timeout_s: int = Field(default=5, ge=1, le=120)
     statement_timeout_s: float = Field(default=60.0, gt=0)
     pool_size: int = Field(default=4, ge=1, le=64)
-    checkpoints: Path | None = Field(
-        default=None, description="folder of checkpoints; unset: <home>/checkpoints"
+    checkpoints: Path | str | None = Field(
+        default=None,
+        description="folder of checkpoints, or a URL that fsspec knows (s3://bucket/name, whose "
+        "credentials come from where its package looks for them); unset: <home>/checkpoints",
     )
     spool_bytes_max: int = Field(default=1 << 30, ge=1 << 20)
     segment_bytes: int = Field(default=4 << 20, ge=1 << 16)
@@ -93,10 +96,15 @@ class Settings(BaseSettings):
         """Arguments win over the environment, the environment over the file."""
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, _config_file())
 
+    @field_validator("checkpoints")
+    @classmethod
+    def _located(cls, value: Path | str | None) -> Location | None:
+        return None if value is None else location(value)
+
     @property
-    def checkpoint_root(self) -> Path:
-        """Folder of checkpoints."""
-        return self.checkpoints or self.home / "checkpoints"
+    def checkpoint_root(self) -> Location:
+        """Folder of checkpoints, or their URL."""
+        return location(self.checkpoints or self.home / "checkpoints")
 
     @property
     def spool_root(self) -> Path:

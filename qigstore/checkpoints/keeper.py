@@ -12,20 +12,20 @@ import errno
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from mmap import mmap
 from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
-from qigstore.checkpoints.holds import in_use
+from qigstore.checkpoints.base import BaseStore
 from qigstore.checkpoints.info import SaveInfo
 from qigstore.checkpoints.pruning import prune
 from qigstore.checkpoints.ranking import finite, judge
 from qigstore.checkpoints.retention import Retention
 from qigstore.checkpoints.rows import CheckpointRows, RowPost
-from qigstore.checkpoints.store import CheckpointStore
 from qigstore.checkpoints.tree import Part
 from qigstore.errors import CheckpointCorrupt, CheckpointError, NotFound, StoreError
 from qigstore.records import Candidate, Checkpoint, CheckpointKind
@@ -57,7 +57,7 @@ class CheckpointKeeper:
 
     def __init__(
         self,
-        store: CheckpointStore,
+        store: BaseStore,
         checkpoints: CheckpointRows | None,
         *,
         session_id: int,
@@ -120,24 +120,15 @@ class CheckpointKeeper:
             CheckpointError: this state cannot be saved; or, where nobody else was told (see
                 `on_error`), an earlier save failed: this one is then under way all the same.
         """
-        self._check_usable()
-        deadline = time.monotonic() + self._save_wait_s
-        if not self._saving.acquire(timeout=self._save_wait_s):
-            raise self._still_saving(step)
-        try:
-            self._join(deadline, step)
-            info = SaveInfo(
-                session_name=self.session_name,
-                session_id=self.session_id,
-                attempt=self.attempt,
+        with self._turn(step):
+            info = self._info(
                 step=step,
-                kind=kind,
                 phi=phi,
                 kappa_eff=kappa_eff,
                 regime=regime,
-                parent=self._last,
+                kind=kind,
                 metadata=metadata or {},
-                id=checkpoint_id or uuid4(),
+                checkpoint_id=checkpoint_id,
             )
             staged = self.store.stage(state, reuse=self._buffer)
             self._buffer, self.last_step = staged.buffer, info.step
@@ -146,13 +137,48 @@ class CheckpointKeeper:
             )
             self._thread, self._thread_step = thread, info.step
             thread.start()
-        finally:
-            self._saving.release()
         if wait:
             self.wait()
         elif self._on_error is None:
             self._raise_errors()
         return info.id
+
+    def save_by(self, commit: Callable[[SaveInfo], Checkpoint], *, step: int, **known: Any) -> UUID:
+        """Save now, by a way of committing of the caller's own (see `CheckpointStore.commit_by`).
+
+        `known` is as for `save`. On a full disk it is called again once something was pruned.
+
+        Raises:
+            CheckpointError: it was not saved; `on_error` was told as well.
+        """
+        with self._turn(step):
+            info = self._info(step=step, **known)
+            self.last_step = info.step
+            self._finish(info, partial(commit, info))
+        return info.id
+
+    @contextmanager
+    def _turn(self, step: int) -> Iterator[None]:
+        """One caller at a time, once the save before it has ended."""
+        self._check_usable()
+        deadline = time.monotonic() + self._save_wait_s
+        if not self._saving.acquire(timeout=self._save_wait_s):
+            raise self._still_saving(step)
+        try:
+            self._join(deadline, step)
+            yield
+        finally:
+            self._saving.release()
+
+    def _info(self, *, checkpoint_id: UUID | None = None, **known: Any) -> SaveInfo:
+        return SaveInfo(
+            session_name=self.session_name,
+            session_id=self.session_id,
+            attempt=self.attempt,
+            parent=self._last,
+            id=checkpoint_id or uuid4(),
+            **known,
+        )
 
     def prepare(self, state: Any, *, wait: bool = True) -> None:
         """Take the memory of a save now, so that the first one blocks no longer than the others.
@@ -246,14 +272,21 @@ class CheckpointKeeper:
     def _work(self, staged: Staged, info: SaveInfo) -> None:
         """The background thread of one save."""
         try:
-            checkpoint = self._commit(staged, info)
+            self._finish(info, partial(self.store.commit, staged, info))
+        except Exception as error:
+            self._noted(f"saving the checkpoint of step {info.step}: {error}", error)
+
+    def _finish(self, info: SaveInfo, commit: Callable[[], Checkpoint]) -> None:
+        """Commit, and see to it that whoever should know does."""
+        try:
+            checkpoint = self._with_room(commit)
         except Exception as error:
             with self._state:
                 self._counts["failed"] += 1
-            self._noted(f"saving the checkpoint of step {info.step}: {error}", error)
+                self._last_error = f"saving the checkpoint of step {info.step}: {error}"
             if self._on_error is not None:
                 self._report(info, error)
-            return
+            raise
         with self._state:
             self._counts["saved"] += 1
             self._last = checkpoint.id
@@ -292,15 +325,16 @@ class CheckpointKeeper:
             except Exception as error:
                 self._noted(f"tidying up after a save: {error}", error)
 
-    def _commit(self, staged: Staged, info: SaveInfo) -> Checkpoint:
+    def _with_room(self, commit: Callable[[], Checkpoint]) -> Checkpoint:
+        """Commit; on a full disk once more, where something could be removed."""
         try:
-            return self.store.commit(staged, info)
+            return commit()
         except CheckpointError as error:
             cause = error.__cause__
             full = isinstance(cause, OSError) and cause.errno in {errno.ENOSPC, errno.EDQUOT}
             if not full or not (self.store.clean(self.session_name) or self.prune()):
                 raise
-        return self.store.commit(staged, info)
+        return commit()
 
     def _noted(self, text: str, error: Exception) -> None:
         with self._state:
@@ -411,7 +445,7 @@ class CheckpointKeeper:
         except NotFound:
             return False  # another manager of the session was faster
         except CheckpointCorrupt:
-            if os.path.lexists(path):
+            if self.store.has(path):
                 raise
             return False  # it was, and had removed the manifest when we read it
         finally:
@@ -448,7 +482,7 @@ class CheckpointKeeper:
             NotFound, CheckpointCorrupt, CheckpointFormatError: see `CheckpointStore.load`.
         """
         path = self.store.locate(self.session_name, checkpoint_id)
-        with in_use(path):
+        with self.store.in_use(path):
             return self.store.load(path, verify=verify, part=part, into=into)
 
     def progress(self) -> dict[str, Any]:

@@ -12,17 +12,29 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from blake3 import blake3
 
 from qigstore.checkpoints.arrays import ITEM_BYTES, NOT_FINITE_MASKS, Leaf
-from qigstore.checkpoints.disk import PAGE
+from qigstore.checkpoints.disk import PAGE, Disk, write_pages, write_pieces
 from qigstore.checkpoints.format import Slot, TensorInfo, layout, root_digest
 from qigstore.checkpoints.tree import FlatState, flatten
 
-__all__ = ["SMALL_BYTES", "Beside", "Hashed", "Staged", "allocate", "reserve", "size_of", "stage"]
+__all__ = [
+    "SMALL_BYTES",
+    "Beside",
+    "Hashed",
+    "Staged",
+    "allocate",
+    "reserve",
+    "size_of",
+    "stage",
+    "stage_flat",
+    "write_payload",
+]
 
 _SLACK = 4 << 20
 SMALL_BYTES = 1 << 20
@@ -150,7 +162,11 @@ def stage(state: Any, reuse: mmap.mmap | None = None) -> Staged:
     Raises:
         CheckpointError: the state holds something that cannot be saved.
     """
-    flat = flatten(state)
+    return stage_flat(flatten(state), reuse)
+
+
+def stage_flat(flat: FlatState, reuse: mmap.mmap | None = None) -> Staged:
+    """The same for a state that was taken apart already, each of its leaves a `Leaf`."""
     header, slots, size = _layout_of(flat)
     buffer = _buffer_for(size, reuse)
     buffer[: len(header)] = header
@@ -183,6 +199,22 @@ def _copy(leaf: Leaf, slot: Slot, buffer: mmap.mmap) -> None:
     else:
         target = np.ndarray(data.shape, leaf.raw, buffer=buffer, offset=slot.start)
         np.copyto(target, data)
+
+
+def write_payload(disk: Disk, file: Path, staged: Staged, beside: Beside, *, small: bool) -> None:
+    """Write a staged state's file and fsync it; `beside` has ended when this returns.
+
+    `beside` hashes, and encodes what it found, while this thread writes and fsyncs; of a small one
+    this thread does so itself, while the disk is at work.
+    """
+    try:
+        if small:
+            data = staged.pages[: staged.size]
+            write_pieces(disk, file, [data], meanwhile=beside.wait)
+        else:
+            write_pages(disk, file, staged.pages, staged.size)
+    finally:
+        beside.wait()  # the buffer may be used again when this returns
 
 
 def size_of(state: Any) -> int:

@@ -27,7 +27,7 @@ from qigstore.checkpoints.format import Manifest, Slot, layout, root_digest
 from qigstore.checkpoints.payload import allocate
 from qigstore.errors import CheckpointCorrupt, CheckpointError
 
-__all__ = ["Payload"]
+__all__ = ["Payload", "runs"]
 
 Array = npt.NDArray[Any]
 
@@ -68,6 +68,11 @@ class Payload:
         self._past_cache = end >= _PAST_CACHE_MIN and not self._cached(end // 2 // PAGE * PAGE)
         self._check_header(header)
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The arrays, in the order of the file."""
+        return tuple(slot.name for slot in self.slots)
+
     def _check_header(self, header: bytes) -> None:
         start = bytearray(len(header))
         self._fill(memoryview(start), 0)
@@ -91,13 +96,13 @@ class Payload:
             CheckpointCorrupt: what is there is not what the manifest describes.
         """
         slots = [slot for slot in self.slots if names is None or slot.name in names]
-        runs = list(_runs(slots))
+        groups = list(runs(slots))
         self._direct(True)
-        if len(runs) < 2:
-            found = [self._read_run(run, verify) for run in runs]
+        if len(groups) < 2:
+            found = [self._read_run(run, verify) for run in groups]
         else:
             with ThreadPoolExecutor(_READERS, thread_name_prefix="qigstore-read") as pool:
-                jobs = [pool.submit(self._read_run, run, verify) for run in runs]
+                jobs = [pool.submit(self._read_run, run, verify) for run in groups]
                 try:
                     found = [job.result() for job in jobs]
                 except BaseException:
@@ -105,8 +110,8 @@ class Payload:
                     raise
         return {name: array for arrays in found for name, array in arrays.items()}
 
-    def check(self) -> None:
-        """Verify every array without keeping it, in constant memory.
+    def check(self, names: Collection[str] | None = None) -> None:
+        """Verify every array, or these, without keeping it, in constant memory.
 
         Raises:
             CheckpointCorrupt: what is there is not what the manifest describes.
@@ -115,6 +120,8 @@ class Payload:
         os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
         scratch = memoryview(bytearray(_CHUNK))
         for slot in self.slots:
+            if names is not None and slot.name not in names:
+                continue
             hasher = blake3()
             for at in range(slot.start, slot.stop, _CHUNK):
                 piece = scratch[: min(slot.stop - at, _CHUNK)]
@@ -200,7 +207,7 @@ class Payload:
         self._past_cache = wanted
 
 
-def _runs(slots: Iterable[Slot]) -> Iterator[list[Slot]]:
+def runs(slots: Iterable[Slot]) -> Iterator[list[Slot]]:
     """Neighbours in the file, in groups of some megabytes; a larger array is one by itself."""
     run: list[Slot] = []
     for slot in slots:

@@ -7,6 +7,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from pathlib import Path
 from typing import Protocol
 from uuid import UUID
 
@@ -112,7 +113,7 @@ def _insert(rows: CheckpointRows, checkpoint: Checkpoint) -> bool:
 
     Another process may have removed the folder by now, and found no row to say so in.
     """
-    new = rows.add(checkpoint)
-    if new and not os.path.lexists(checkpoint.path):
+    new, path = rows.add(checkpoint), checkpoint.path
+    if new and isinstance(path, Path) and not os.path.lexists(path):
         rows.set_status(checkpoint.id, "deleted", reason="removed before it had its row")
     return new

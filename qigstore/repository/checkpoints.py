@@ -6,7 +6,6 @@ import builtins
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from math import isfinite
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 from uuid import UUID
 
@@ -15,7 +14,7 @@ from sqlalchemy.dialects.postgresql import insert
 
 from qigstore.database.schema import checkpoint as checkpoints
 from qigstore.errors import InvalidInput, NotFound
-from qigstore.records import Candidate, Checkpoint, CheckpointKind, CheckpointStatus
+from qigstore.records import Candidate, Checkpoint, CheckpointKind, CheckpointStatus, location
 from qigstore.repository.candidates import candidates
 from qigstore.repository.lookup import added, find, must_exist
 from qigstore.repository.texts import document, optional_text, text_value
@@ -170,7 +169,7 @@ def checkpoint_of(row: Row[Any]) -> Checkpoint:
     """The record of a row of the table."""
     found = row._mapping
     values = {name: found[name] for name in _NAMES}
-    return Checkpoint(**values | {"path": Path(values["path"])})
+    return Checkpoint(**values | {"path": location(values["path"])})
 
 
 def _one_of(name: str, value: str, known: Sequence[str]) -> None:
