@@ -368,14 +368,19 @@ def test_an_embedded_database_of_a_newer_version_is_refused_and_left_alone(home:
 def test_a_transaction_that_was_silent_too_long_is_a_lost_connection(dsn: str, way: str) -> None:
     """A process that stood still amid one: the server has ended it, and that is no other error."""
     database = Database(dsn, statement_timeout_s=0.6)
-    try:
-        with pytest.raises(StoreUnavailable), getattr(database, way)() as connection:
+
+    def stand_still() -> None:
+        with getattr(database, way)() as connection:
             ask = connection.execute if way == "raw" else connection.exec_driver_sql
             pid = ask("SELECT pg_backend_pid()").fetchone()[0]
             with psycopg.connect(dsn, autocommit=True) as other:
                 here = "SELECT FROM pg_stat_activity WHERE pid = %s"
                 wait_until(lambda: other.execute(here, (pid,)).fetchone() is None, "it is ended")
             ask("SELECT 1")
+
+    try:
+        with pytest.raises(StoreUnavailable):
+            stand_still()
         database.ping()
     finally:
         database.dispose()
