@@ -350,7 +350,9 @@ class Run:
             return False
         if every < 1:
             raise ConfigurationError(f"every={every}; expected a number of steps, at least 1")
-        mark = None if rooms.together is None else rooms.together.ranks.mark(state)
+        together, mark = rooms.together, None
+        if together is not None and rooms.saves:
+            mark = together.ranks.mark(state)
         self._offered = (state, step, mark)
         if rooms.should_stop:
             due = rooms.saves_on_stop

@@ -252,3 +252,7 @@ def test_the_mark_of_a_state_tells_whether_anything_was_written_to_it() -> None:
     state["step"] = 2
     assert _mark(state) != after
     assert _mark({"w": np.zeros(2)}) is None
+    assert _mark([0.0] * 100_000) is None
+    circle: list[object] = []
+    circle.append(circle)
+    assert _mark(circle) is None
