@@ -25,10 +25,11 @@ from qigstore.records import Event
 from qigstore.repository import Store
 
 pytest.importorskip("torch")
-pytestmark = pytest.mark.usefixtures("home")
+# Processes that load PyTorch: seconds each, many of them on a busy machine.
+pytestmark = [pytest.mark.usefixtures("home"), pytest.mark.timeout(900)]
 
 EXAMPLE = REPOSITORY / "examples" / "ranks.py"
-LIMIT_S = 120
+LIMIT_S = 280
 
 
 @pytest.fixture
@@ -187,10 +188,8 @@ def test_a_rank_that_dies_or_fails_in_its_step_lets_the_others_save_the_step_bef
 def test_a_silent_rank_makes_the_others_wait_no_longer_than_the_limit(
     env: dict[str, str], home: Path, store: Store
 ) -> None:
-    with started(env, 4, FAULT="hang", FAULT_RANK="2", FAULT_AT="60", LIMIT_S="5") as ranks:
+    with started(env, 4, FAULT="hang", FAULT_RANK="2", FAULT_AT="60", LIMIT_S="20") as ranks:
         others = [process for rank, process in enumerate(ranks) if rank != 2]
-        # The training's own collective waits in its own limit; a rank that has saved and left
-        # frees the rest.
         wait_until(lambda: all(p.poll() is not None for p in others), "they leave", LIMIT_S)
         assert {process.returncode for process in others} == {75}
     assert verified_steps(home, store)[-1] == 59
