@@ -10,6 +10,9 @@ from qigstore.server.config import ServerConfig
 __all__ = ["listen", "url_of"]
 
 _BACKLOG = 512
+STUCK_S = 30.0
+"""A client that takes nothing of what is sent for so long is cut off by the kernel: nobody else
+could do it, where neither an end nor the connection's own buffer gets through (Linux)."""
 
 
 def listen(config: ServerConfig) -> socket.socket:
@@ -25,6 +28,9 @@ def listen(config: ServerConfig) -> socket.socket:
         bound = socket.socket(family, kind, protocol)
         try:
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if hasattr(socket, "TCP_USER_TIMEOUT"):
+                limit_ms = int(STUCK_S * 1000)
+                bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, limit_ms)
             bound.bind(address)
             bound.listen(_BACKLOG)
         except OSError:

@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -33,7 +33,8 @@ import qigstore
 from qigstore.database.embedded import status
 from qigstore.records import Event
 from qigstore.repository import Store, open_store
-from qigstore.server import ServerConfig, create_app
+from qigstore.server import ServerConfig, create_app, listening
+from qigstore.server.listening import listen
 from qigstore.server.stream import channel, endpoints, tail
 
 
@@ -44,10 +45,11 @@ class Hosted:
         self.store = store
         _, self.secret = store.tokens.create(f"reader {uuid4().hex[:6]}", ["read"])
         self.app = create_app(store, ServerConfig())
-        self.bound = socket.create_server(("127.0.0.1", 0))
+        self.bound = listen(ServerConfig(port=0))
         # What the kernel holds for a client that does not read is small.
         self.bound.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65_536)
         self.port = int(self.bound.getsockname()[1])
+        self.connections: Collection[Any] = ()
 
     def socket(self) -> socket.socket:
         """A connection with a small buffer."""
@@ -87,6 +89,7 @@ def hosted(store: Store) -> Iterator[Hosted]:
             found.app, log_config=None, timeout_graceful_shutdown=2, ws_per_message_deflate=False
         )
     )
+    found.connections = server.server_state.connections
     thread = threading.Thread(target=server.run, kwargs={"sockets": [found.bound]})
     thread.start()
     try:
@@ -250,34 +253,46 @@ def record(run: qigstore.Run, first: int, count: int) -> int:
     return first + count
 
 
-@contextmanager
-def never_reads(host: Hosted) -> Iterator[None]:
-    """A client that asks and then takes nothing."""
-    with host.socket() as silent:
-        protocol = ClientProtocol(parse_uri(host.url))
-        protocol.send_request(protocol.connect())
-        silent.sendall(b"".join(protocol.data_to_send()))
-        while not protocol.events_received():
-            protocol.receive_data(silent.recv(4096))
-        protocol.send_text(json.dumps({"token": host.secret, "rate": "all"}).encode())
-        silent.sendall(b"".join(protocol.data_to_send()))
-        yield
+def ask_by_websocket(host: Hosted, silent: socket.socket) -> None:
+    protocol = ClientProtocol(parse_uri(host.url))
+    protocol.send_request(protocol.connect())
+    silent.sendall(b"".join(protocol.data_to_send()))
+    while not protocol.events_received():
+        protocol.receive_data(silent.recv(4096))
+    protocol.send_text(json.dumps({"token": host.secret, "rate": "all"}).encode())
+    silent.sendall(b"".join(protocol.data_to_send()))
 
 
+def ask_by_http(host: Hosted, silent: socket.socket) -> None:
+    silent.sendall(
+        f"GET /v1/stream/sse?rate=all HTTP/1.1\r\nHost: 127.0.0.1:{host.port}\r\n"
+        f"Authorization: Bearer {host.secret}\r\n\r\n".encode()
+    )
+
+
+@pytest.mark.parametrize("ask", [ask_by_websocket, ask_by_http])
 def test_a_client_that_never_reads_is_let_go_and_costs_the_others_nothing(
-    host: Hosted, run: qigstore.Run, monkeypatch: pytest.MonkeyPatch
+    ask: Callable[[Hosted, socket.socket], None],
+    store: Store,
+    run: qigstore.Run,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(endpoints, "SEND_S", 1.0)
-    hub, ledger, step = host.app.state.hub, Ledger(), 0
-    with host.connect(ledger, rate="all") as opened, never_reads(host):
-        wait_until(lambda: hub.streams == 2, "both are there")
-        while hub.streams == 2:
-            step = record(run, step, 500)
-            while ledger.reached.get(KEY) != step:
-                ledger.take(opened.recv(30))
-            assert step < 100_000, "it is still there"
-    assert not ledger.gaps
-    assert not ledger.repeats
+    monkeypatch.setattr(endpoints, "SEND_S", 0.5)
+    monkeypatch.setattr(endpoints, "_CLOSE_S", 0.5)
+    monkeypatch.setattr(listening, "STUCK_S", 2.0)
+    with hosted(store) as host:
+        hub, ledger, step = host.app.state.hub, Ledger(), 0
+        with host.connect(ledger, rate="all") as opened, host.socket() as silent:
+            ask(host, silent)
+            wait_until(lambda: hub.streams == 2, "both are there")
+            while hub.streams == 2:
+                step = record(run, step, 500)
+                while ledger.reached.get(KEY) != step:
+                    ledger.take(opened.recv(30))
+                assert step < 100_000, "it is still there"
+            wait_until(lambda: len(host.connections) == 1, "its connection is cut off")
+        assert not ledger.gaps
+        assert not ledger.repeats
 
 
 def reads_late(host: Hosted, run: qigstore.Run, ledger: Ledger, step: int) -> tuple[int, int]:

@@ -9,6 +9,7 @@ from uuid import uuid4
 import pytest
 from rest import Filled, Rest
 from sqlalchemy import text
+from starlette.websockets import WebSocketDisconnect
 
 from qigstore.records import Scope
 from qigstore.repository.tokens import SCOPES
@@ -50,6 +51,8 @@ MATRIX: dict[Row, str] = {
     ("GET", "/openapi.json"): OPEN,
     ("GET", "/docs"): OPEN,
 }
+STREAMS: dict[Row, str] = {("WEBSOCKET", "/v1/stream"): "read", ("GET", "/v1/stream/sse"): "read"}
+"""They have no end: asked in a way of their own."""
 QUERIES = {
     "/v1/sessions/{session}/curve": "?metric=loss",
     "/v1/compare": "?session={session}&metric=loss",
@@ -68,9 +71,9 @@ def test_every_route_has_its_row(rest: Rest) -> None:
     found = {
         (method, route.path)
         for route in routes_of(rest.app)
-        for method in sorted(getattr(route, "methods", None) or {"WEBSOCKET"})
+        for method in getattr(route, "methods", None) or {"WEBSOCKET"}
     }
-    assert found == set(MATRIX)
+    assert found == set(MATRIX) | set(STREAMS)
 
 
 def scopes_needed(dependant: Any) -> set[str]:
@@ -81,10 +84,35 @@ def scopes_needed(dependant: Any) -> set[str]:
 
 def test_every_route_asks_for_the_scope_of_its_row(rest: Rest) -> None:
     for route in routes_of(rest.app):
-        for method in route.methods:
-            needed = MATRIX[method, route.path]
-            expected = set() if needed == OPEN else {needed}
-            assert scopes_needed(route.dependant) == expected, route.path
+        for method in getattr(route, "methods", ()):
+            if (method, route.path) in MATRIX:
+                needed = MATRIX[method, route.path]
+                expected = set() if needed == OPEN else {needed}
+                assert scopes_needed(route.dependant) == expected, route.path
+
+
+def refusal_of_streams(rest: Rest, secret: str, session: str | None) -> tuple[int, int]:
+    """What a WebSocket closes with and server-sent events answer, for a token that is refused."""
+    wishes = {"token": secret} | ({} if session is None else {"sessions": [session]})
+    with rest.client.websocket_connect("ws://127.0.0.1:8720/v1/stream") as socket:
+        socket.send_json(wishes)
+        with pytest.raises(WebSocketDisconnect) as closed:
+            socket.receive_text()
+    query = "" if session is None else f"?session={session}"
+    answer = rest.client.get(f"/v1/stream/sse{query}", headers=bearer(secret) if secret else {})
+    return closed.value.code, answer.status_code
+
+
+def test_streams_refuse_as_the_rest_does(rest: Rest, filled: Filled) -> None:
+    _, revoked = rest.store.tokens.create("revoked", SCOPES)
+    rest.store.tokens.revoke("revoked")
+    for secret in ("", revoked, f"qs_{uuid4().hex}_{'A' * 43}"):
+        assert refusal_of_streams(rest, secret, None) == (4401, 401)
+    others = [scope for scope in SCOPES if scope not in {"read", "admin"}]
+    assert refusal_of_streams(rest, rest.token(*others), None) == (4403, 403)
+    for session in ("ocean-7", "ocean-8"):
+        foreign = rest.token("admin", sessions="lake-*")
+        assert refusal_of_streams(rest, foreign, session) == (4403, 403)
 
 
 def body_of(rest: Rest, filled: Filled, path: str) -> dict[str, Any] | None:

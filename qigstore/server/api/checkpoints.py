@@ -10,10 +10,11 @@ from uuid import UUID
 from fastapi import Path, Query
 from starlette.responses import Response, StreamingResponse
 
-from qigstore.checkpoints import CheckpointStore, open_store
+from qigstore.checkpoints import CheckpointStore
 from qigstore.checkpoints.archive import archive
 from qigstore.checkpoints.base import BaseStore
 from qigstore.errors import CheckpointCorrupt, CheckpointFormatError, NotFound
+from qigstore.place import folders_only
 from qigstore.records import Candidate, Checkpoint, CheckpointStatus
 from qigstore.server.api import route
 from qigstore.server.api.route import Access, Reads, ReadsCheckpoints, answers, encoded
@@ -156,7 +157,7 @@ def reading_slot(at: Access) -> Iterator[None]:
 
 
 def _folders(at: Access) -> BaseStore:
-    return open_store(at.wiring.config.settings.checkpoint_root)
+    return folders_only(at.wiring.config.settings).folders
 
 
 def _checkpoint(at: Access, checkpoint_id: UUID) -> Checkpoint:
