@@ -17,6 +17,7 @@ import os
 import signal
 import sys
 import time
+from datetime import timedelta
 from typing import Any
 
 import qigstore
@@ -33,6 +34,7 @@ except ImportError:
 
 STEPS, FAULT_AT = int(os.environ.get("STEPS", "240")), int(os.environ.get("FAULT_AT", "120"))
 FAULT, FAULT_RANK = os.environ.get("FAULT", "nan"), int(os.environ.get("FAULT_RANK", "1"))
+LIMIT_S = float(os.environ.get("LIMIT_S", "60"))  # for a rank that is silent; a dead one: at once
 PAUSE_S = float(os.environ.get("PAUSE_S", "0"))  # time to interrupt it by hand
 
 
@@ -49,7 +51,7 @@ def break_down(loss: torch.Tensor) -> torch.Tensor:
 def main() -> None:
     torch.manual_seed(3)
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo")
+    torch.distributed.init_process_group("gloo", timeout=timedelta(seconds=LIMIT_S))
     rank, size = torch.distributed.get_rank(), torch.distributed.get_world_size()
     digits = load_digits(seed=3)
     net = torch.nn.Sequential(torch.nn.Linear(64, 32), torch.nn.Tanh(), torch.nn.Linear(32, 10))
@@ -61,9 +63,8 @@ def main() -> None:
             "step": step, "model": net.state_dict(), "optimizer": optimizer.state_dict()
         }  # fmt: skip
 
-    limit_s = float(os.environ.get("LIMIT_S", "60"))
     name, rules = os.environ.get("SESSION", "ranks"), [Finite("loss", action="abort")]
-    with qigstore.session(name, rules=rules, ranks=ranks(limit_s=limit_s), settle_steps=5) as run:
+    with qigstore.session(name, rules=rules, ranks=ranks(limit_s=LIMIT_S), settle_steps=5) as run:
         saved = run.recover(default=lambda: state(0))
         net.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])

@@ -20,6 +20,7 @@ from qigstore.checkpoints import CheckpointManager
 from qigstore.errors import (
     EXIT_EMERGENCY,
     CheckpointError,
+    ConfigurationError,
     InvalidInput,
     NotStored,
     RankError,
@@ -113,6 +114,18 @@ class Rooms:
     def saves(self) -> bool:
         """Whether checkpoints are this process's to write: ranks hold the same state."""
         return self.together is None or self.together.first
+
+    def is_due(self, step: int, every: int) -> bool:
+        """Whether the state after that step is to be saved.
+
+        Raises:
+            ConfigurationError: `every` is no number of steps.
+        """
+        if every < 1:
+            raise ConfigurationError(f"every={every}; expected a number of steps, at least 1")
+        if self.should_stop:
+            return self.saves_on_stop
+        return (step + 1) % every == 0 or bool(self.checkpoint_wanted)
 
     def meet(self, step: int, *, last: bool = False) -> None:
         """Between two steps: have all ranks do what one of them wants.

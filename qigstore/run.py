@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
+from qigstore.closing import outcome, where_it_waits
 from qigstore.errors import (
-    EXIT_EMERGENCY,
     CheckpointError,
     CheckpointUnsupported,
     ConfigurationError,
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from qigstore.checkpoints.sharded import ShardedCheckpoints
     from qigstore.query import Curve
     from qigstore.recording import Health
-    from qigstore.records import AttemptStatus, Checkpoint, Decision, Location
+    from qigstore.records import Checkpoint, Decision, Location
     from qigstore.recovery import Policy
     from qigstore.rooms import Rooms
     from qigstore.safety.ranks import Ranks
@@ -183,7 +183,7 @@ class Run:
             error = None  # another rank's end, not this one's own failure
         self._rooms = None
         rooms.heed_signal()
-        status, reason, code = _outcome(rooms, error)
+        status, reason, code = outcome(rooms, error)
         try:
             with rooms.watched("closing the run"):
                 rooms.close(status, reason, code)
@@ -194,7 +194,7 @@ class Run:
             # How the run ended matters more; this must not hide it, nor be hidden.
             warnings.warn(f"on closing the run: {waiting}", RuntimeWarning, stacklevel=3)
         if self.settings.mode == "offline" and not self._quiet:
-            sys.stderr.write(_waiting(rooms))
+            sys.stderr.write(where_it_waits(rooms))
         stop = rooms.emergency.stop
         if error is not None or (stop.requested and stop.signum is None):
             # A signal that comes once it leaves for another reason changes nothing.
@@ -365,8 +365,10 @@ class Run:
         rooms = self._opened()
         if rooms is None:
             return False
-        due = _due(rooms, step, every)
-        mark = None if rooms.together is None else rooms.together.ranks.mark(state)
+        due = rooms.is_due(step, every)
+        together, mark = rooms.together, None
+        if together is not None and rooms.saves:
+            mark = together.ranks.mark(state)
         self._offered = (state, step, mark)
         if not rooms.saves:
             return False
@@ -407,7 +409,7 @@ class Run:
             self._save(commit, step, by=rooms.checkpoints.save_by)
 
         def due(step: int, every: int) -> tuple[bool, bool]:
-            return _due(rooms, step, every), rooms.should_stop
+            return rooms.is_due(step, every), rooms.should_stop
 
         leader = Leader(rooms.checkpoints.store, save, recover, due)
         return ShardedCheckpoints(leader, limit_s=limit_s)
@@ -493,38 +495,3 @@ class Run:
         """
         if (rooms := self._opened()) is not None:
             rooms.checkpoints.wait(timeout_s)
-
-
-def _due(rooms: Rooms, step: int, every: int) -> bool:
-    """Whether that step is to be saved."""
-    if every < 1:
-        raise ConfigurationError(f"every={every}; expected a number of steps, at least 1")
-    if rooms.should_stop:
-        return rooms.saves_on_stop
-    return (step + 1) % every == 0 or bool(rooms.checkpoint_wanted)
-
-
-def _waiting(rooms: Rooms) -> str:
-    """Where the rows of an offline run are, for whoever wonders."""
-    spool = rooms.link.spool
-    return (
-        f"qigstore: {spool.seq} rows of session {spool.identity.session!r} wait in {spool.folder}; "
-        "the next run that reaches the database ships them, or `qigstore spool drain`\n"
-    )
-
-
-def _outcome(
-    rooms: Rooms, error: BaseException | None
-) -> tuple[AttemptStatus, str | None, int | None]:
-    """How the attempt ended: status, reason, exit status."""
-    stop = rooms.emergency.stop
-    if stop.requested:
-        return "aborted", stop.reason, 128 + stop.signum if stop.signum else EXIT_EMERGENCY
-    if error is None:
-        return "completed", None, 0
-    if isinstance(error, KeyboardInterrupt):
-        return "aborted", "KeyboardInterrupt", 130
-    if isinstance(error, SystemExit):
-        code = error.code if isinstance(error.code, int) else int(error.code is not None)
-        return ("failed" if code else "completed"), f"SystemExit({error.code!r})", code
-    return "failed", f"{type(error).__name__}: {error}"[:2000], 1

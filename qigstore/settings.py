@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import platformdirs
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -20,7 +20,6 @@ from pydantic_settings import (
 )
 
 from qigstore.errors import ConfigurationError
-from qigstore.records import Location, location
 
 __all__ = ["Settings", "load_settings"]
 
@@ -96,15 +95,10 @@ class Settings(BaseSettings):
         """Arguments win over the environment, the environment over the file."""
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, _config_file())
 
-    @field_validator("checkpoints")
-    @classmethod
-    def _located(cls, value: Path | str | None) -> Location | None:
-        return None if value is None else location(value)
-
     @property
-    def checkpoint_root(self) -> Location:
+    def checkpoint_root(self) -> Path | str:
         """Folder of checkpoints, or their URL."""
-        return location(self.checkpoints or self.home / "checkpoints")
+        return self.checkpoints or self.home / "checkpoints"
 
     @property
     def spool_root(self) -> Path:

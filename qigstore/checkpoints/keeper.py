@@ -197,9 +197,11 @@ class CheckpointKeeper:
         if wait:
             self._reserve(size)
             return
-        threading.Thread(
+        thread = threading.Thread(
             target=self._reserve_first, args=(size,), name="qigstore-buffer", daemon=True
-        ).start()
+        )
+        with suppress(RuntimeError):  # no thread to be had: then the first save takes its memory
+            thread.start()
 
     def _reserve(self, size: int) -> None:
         with self._saving:

@@ -16,7 +16,7 @@ from qigstore.cli.sparkline import sparkline
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from qigstore.records import SessionInfo, TelemetryRow
+    from qigstore.records import AttemptStatus, SessionInfo, TelemetryRow
     from qigstore.repository import Store
 
 __all__ = ["top"]
@@ -61,9 +61,8 @@ class Watch:
         """The sessions as they are now, the newest first."""
         from qigstore import query
 
-        found = self._store.sessions.list(limit=_SESSIONS_MAX)
-        wanted = [info for info in found if self._ended or info.status == "running"]
-        wanted = wanted[: self._limit]
+        status: AttemptStatus | None = None if self._ended else "running"
+        wanted = self._store.sessions.list(self._limit, status=status)
         latest = query.latest(self._store, [info.name for info in wanted])
         newest = {each.session: each.row for each in latest.rows}
         return [self._line(info, newest.get(info.name)) for info in wanted]

@@ -17,14 +17,14 @@ _PATIENCE_S = 30.0
 
 _NOW = """SELECT t.attempt, t.step, t.loss, t.accuracy, t.phi, s.rows
 FROM session_stats s LEFT JOIN latest_telemetry t USING (session) WHERE session = %(session)s"""
-_ROWS = """SELECT t.attempt, t.step, t.loss, t.phi FROM telemetry t JOIN session s
-ON s.id = t.session_id WHERE s.name = %(session)s ORDER BY t.attempt, t.step"""
+_ROWS = """SELECT attempt, step, loss, phi FROM all_telemetry WHERE session = %(session)s
+ORDER BY attempt, step"""
 _ATTEMPTS = """SELECT a.number, a.status, a.exit_status, a.reason, a.resumed_step,
        w.acked_seq, w.repeated_rows, count(t.step) AS rows, min(t.step) AS first_step,
        max(t.step) AS last_step
 FROM session s JOIN attempt a ON a.session_id = s.id
 LEFT JOIN writer w ON w.attempt_id = a.id
-LEFT JOIN telemetry t ON t.session_id = s.id AND t.attempt = a.number AND t.rank = w.rank
+LEFT JOIN telemetry t ON t.writer = w.number
 WHERE s.name = %(session)s
 GROUP BY a.id, w.id ORDER BY a.number"""
 _EVENTS = """SELECT e.id, e.attempt, e.step, e.severity, e.rule, e.action, e.message

@@ -12,7 +12,7 @@ Each rank records its own rows; rank 0 claims the session, chooses what to recov
 from __future__ import annotations
 
 import atexit
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -25,6 +25,8 @@ from qigstore.safety.ranks import Ranks
 __all__ = ["ranks"]
 
 _ASK_EVERY = timedelta(seconds=1)
+_PARTS_MAX = 50_000
+"""Of a state that is marked at each step."""
 _GONE = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "timed out")
 """What gloo says, in an ordinary RuntimeError, where the other end of a pair is gone or silent."""
 
@@ -118,23 +120,22 @@ def _lost(error: RuntimeError) -> RankError:
 def _mark(state: Any) -> object:
     """The version counters of a state's tensors, which every write raises, and its plain values.
 
-    None where it holds anything whose changes leave no trace, such as a NumPy array.
+    None where it holds anything whose changes leave no trace, such as a NumPy array, or too much.
     """
-    marks = tuple(_marks(state))
-    return None if None in marks else marks
-
-
-def _marks(state: Any) -> Iterator[object]:
-    if isinstance(state, torch.Tensor):
-        yield id(state), state._version
-    elif isinstance(state, Mapping):
-        for name, value in state.items():
-            yield repr(name)
-            yield from _marks(value)
-    elif isinstance(state, Sequence) and not isinstance(state, (str, bytes)):
-        for value in state:
-            yield from _marks(value)
-    elif state is None or isinstance(state, (bool, int, float, str, bytes)):
-        yield repr(state)
-    else:
-        yield None
+    marks: list[object] = []
+    left = [state]
+    for _ in range(_PARTS_MAX):
+        if not left:
+            return marks
+        part = left.pop()
+        if isinstance(part, torch.Tensor):
+            marks += (id(part), part._version)
+        elif isinstance(part, dict):
+            left += part.values()
+        elif isinstance(part, (list, tuple)):
+            left += part
+        elif part is None or isinstance(part, (bool, int, float, str, bytes)):
+            marks.append(part)
+        else:
+            return None
+    return None

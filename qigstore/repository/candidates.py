@@ -1,7 +1,9 @@
 """What recovery may choose from, in one statement: the first entries of an index, however many.
 
 Two orders: by rank (Φ descending) and by age (the latest attempt's latest step). The statement has
-a branch for each; the one that is not asked for is not even begun.
+a branch for each; the one that is not asked for is not even begun. What may be healthy stands in an
+index by how long no critical event followed it (migration 0008), so that the others, however many,
+are not read on the way to it; which of it is healthy the events themselves decide.
 """
 
 from __future__ import annotations

@@ -110,6 +110,9 @@ class Events:
     def resolve(self, event_id: UUID, result: str, *, checkpoint_id: UUID | None = None) -> bool:
         """The same, and that the event is over; False where that was known already.
 
+        Then only a checkpoint is noted, if the event has none: of several ranks the one that saved
+        may have ended the attempt, and with it the event, before the one that raised it answers.
+
         Raises:
             InvalidInput: a text that cannot be stored.
         """
@@ -121,9 +124,15 @@ class Events:
         values = {**more, "detail": with_result(result)}
         if checkpoint_id is not None:
             values["checkpoint_id"] = checkpoint_id
-        change = update(events).where(events.c.id == event_id, events.c.resolved_at.is_(None))
+        mine = events.c.id == event_id
+        change = update(events).where(mine, events.c.resolved_at.is_(None)).values(values)
+        late = update(events).where(mine, events.c.checkpoint_id.is_(None))
         with self._database.begin() as connection:
-            return connection.execute(change.values(values)).rowcount == 1
+            if connection.execute(change).rowcount == 1:
+                return True
+            if checkpoint_id is not None:
+                connection.execute(late.values(checkpoint_id=checkpoint_id))
+            return False
 
 
 def _get(connection: Connection, event_id: UUID | str) -> Event:

@@ -15,7 +15,6 @@ import heapq
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import UUID
 
@@ -160,7 +159,7 @@ WHERE c.changed_in >= :from AND c.changed_in < :to
   AND NOT pg_visible_in_snapshot(c.changed_in::text::xid8, CAST(:seen AS pg_snapshot))
   AND pg_visible_in_snapshot(c.changed_in::text::xid8, CAST(:until AS pg_snapshot))
   AND NOT (c.changed_in = :transaction AND c.id <= :last_id)
-ORDER BY c.changed_in, c.id LIMIT :most""")
+ORDER BY c.changed_in <> :transaction, c.changed_in, c.id LIMIT :most""")
 
 
 class Feed:
@@ -246,20 +245,14 @@ class Feed:
         with self._database.snapshot() as connection:
             found = connection.execute(_CHANGES, asked).all()
             records = _records(connection, {row.id for row in found})
-        ends = [a.changed_in != b.changed_in for a, b in pairwise(found)]
-        if found:
-            ends.append(len(found) < most)
+        last = len(found) < most
+        known = list(_seen_after_each(after, until, found, complete=last))
         changes = [
-            Change(
-                row.kind, row.session_id, row.name, row.changed_in, records[row.id],
-                _seen(after.snapshot, until, row, ends=end),
-            )
-            for row, end in zip(found, ends, strict=True)
+            Change(row.kind, row.session_id, row.name, row.changed_in, records[row.id], seen)
+            for row, seen in zip(found, known, strict=True)
             if row.id in records
-        ]  # fmt: skip
-        if len(found) < most:
-            return changes, Seen(until)
-        return changes, _seen(after.snapshot, until, found[-1], ends=False)
+        ]
+        return changes, Seen(until) if last else known[-1]
 
 
 def _progress(row: Sequence[Any]) -> tuple[WriterKey, Progress]:
@@ -268,11 +261,24 @@ def _progress(row: Sequence[Any]) -> tuple[WriterKey, Progress]:
     return WriterKey(session_id, attempt, rank), Progress(session, mark, reordered, created_in)
 
 
-def _seen(after: Snapshot, until: Snapshot, row: Any, *, ends: bool) -> Seen:
-    """What is known after one change, which may be the last one of its transaction."""
-    if ends:
-        return Seen(after.advanced(until, row.changed_in))
-    return Seen(after.advanced(until, row.changed_in - 1), row.changed_in, row.id)
+def _seen_after_each(
+    after: Seen, until: Snapshot, found: Sequence[Any], *, complete: bool
+) -> Iterator[Seen]:
+    """What is known after each change: those of the transaction known in part come first."""
+    base = after.snapshot
+    numbers = [row.changed_in for row in found]
+    if after.transaction and after.transaction not in numbers:
+        base = base.including(after.transaction)
+    for row, following in zip(found, [*numbers[1:], None], strict=False):
+        number = row.changed_in
+        ends = complete if following is None else following != number
+        if number == after.transaction:
+            base = base.including(number) if ends else base
+            yield Seen(base) if ends else Seen(base, number, row.id)
+        elif ends:
+            yield Seen(base.advanced(until, number))
+        else:
+            yield Seen(base.advanced(until, number - 1), number, row.id)
 
 
 def _records(connection: Connection, ids: Iterable[UUID]) -> dict[UUID, Event | Checkpoint]:

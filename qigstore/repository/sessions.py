@@ -103,10 +103,20 @@ class Sessions:
         return SessionInfo(*row)
 
     def list(
-        self, limit: int = 50, offset: int = 0, *, like: str | None = None
+        self,
+        limit: int = 50,
+        offset: int = 0,
+        *,
+        like: str | None = None,
+        status: AttemptStatus | None = None,
     ) -> builtins.list[SessionInfo]:
-        """Sessions, the newest first; `like`: those of that name, `*` for any characters."""
+        """Sessions, the newest first.
+
+        `like`: those of that name, `*` for any characters. `status`: of the newest attempt.
+        """
         query = _info().order_by(sessions.c.id.desc()).limit(limit).offset(offset)
+        if status is not None:
+            query = query.where(_newest_status().scalar_subquery() == status)
         if like is not None:
             query = query.where(sessions.c.name.like(like_pattern(like), escape="\\"))
         with self._database.begin() as connection:
@@ -260,15 +270,19 @@ def _answer_stops(
     connection.execute(update(events).where(*asked).values(answer))
 
 
-def _info() -> Select[Any]:
-    """Sessions with the standing of their newest attempt, in the order of `SessionInfo`."""
-    newest = (
+def _newest_status() -> Select[Any]:
+    """The status of a session's newest attempt."""
+    return (
         select(shown_status().label("status"))
         .where(attempts.c.session_id == sessions.c.id)
         .order_by(attempts.c.number.desc())
         .limit(1)
-        .lateral("newest")
     )
+
+
+def _info() -> Select[Any]:
+    """Sessions with the standing of their newest attempt, in the order of `SessionInfo`."""
+    newest = _newest_status().lateral("newest")
     mine = select(
         func.count(attempts.c.id.distinct()).label("attempts"),
         func.greatest(func.max(attempts.c.heartbeat_at), func.max(writers.c.stored_at)).label(

@@ -86,3 +86,8 @@ class Snapshot:
         running = {number for number in later.running if number < xmax}
         running |= {number for number in self.running if number > transaction}
         return Snapshot(xmax, tuple(sorted(running)))
+
+    def including(self, transaction: int) -> Snapshot:
+        """This one and a single transaction beyond it."""
+        hidden = {*self.running, *range(self.xmax, transaction)} - {transaction}
+        return Snapshot(max(self.xmax, transaction + 1), tuple(sorted(hidden)))

@@ -118,6 +118,27 @@ def test_one_transaction_of_many_events_can_be_left_anywhere(
     assert follower.repeats == []
 
 
+def test_one_transaction_known_in_part_while_an_older_one_commits(store: Store, dsn: str) -> None:
+    sender = Sender(store)
+    seen = Seen(store.feed.look().snapshot)
+    late, first, second = uuid4(), *sorted((uuid4(), uuid4()))
+    with connections(dsn, 2) as (slow, quick):
+        slow.execute(ADD, (late, sender.id))
+        quick.execute(ADD, (first, sender.id))
+        quick.execute(ADD, (second, sender.id))
+        quick.commit()
+        (change,), _ = store.feed.changes(seen, store.feed.look().snapshot, 1)
+        assert change.record.id == first
+        slow.commit()
+        had, seen = [first], change.seen
+        for most in (1, 5):  # cut off after one, and not at all
+            changes, end = store.feed.changes(seen, store.feed.look().snapshot, most)
+            had += [one.record.id for one in changes]
+            seen = changes[-1].seen if most == 1 else end
+    assert sorted(had) == sorted([first, second, late])
+    assert store.feed.changes(seen, store.feed.look().snapshot, 5)[0] == []
+
+
 def test_what_the_repository_changes_comes_as_it_is_now(store: Store) -> None:
     sender = Sender(store)
     seen = Seen(store.feed.look().snapshot)

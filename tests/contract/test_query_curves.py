@@ -203,6 +203,31 @@ def test_a_long_curve_keeps_spike_nan_and_tail_in_few_points(store: Store) -> No
     assert (tail.stop - tail.start == 1).all()
 
 
+def test_what_a_curve_reads_does_not_grow_with_the_steps(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, points, lines = stored_curves._read, 50, []
+
+    def counted(*arguments: Any) -> Any:
+        found = read(*arguments)
+        lines[-1] += sum(map(len, found.values()))
+        return found
+
+    monkeypatch.setattr(stored_curves, "_read", counted)
+    for steps in (10_000, 40_000, 160_000):
+        sender = Sender(store, f"{steps} steps")
+        for at in range(0, steps, 20_000):
+            batch = range(at, min(at + 20_000, steps))
+            sender.send(batch, {"loss": [1.0] * len(batch)})
+        lines.append(0)
+        found = curve(store, f"{steps} steps", "loss", points=points)
+        assert found.finite.sum() == steps
+    levels = 8
+    most = 2 * points + curve_buckets.FACTOR * levels + 2 * curve_buckets.BUCKET_ROWS
+    print(f"{lines} lines")
+    assert max(lines) <= most
+
+
 def test_x_is_the_step_the_wall_clock_or_the_time_since_the_first_row(any_store: Store) -> None:
     first = Sender(any_store)
     second = 10**9

@@ -234,3 +234,18 @@ def test_take_overs_at_once_give_each_its_own_epoch(any_store: Store, rng: rando
     for thread in threads:
         thread.join()
     assert sorted(epochs) == list(range(2, len(threads) + 2))
+
+
+def test_the_list_finds_those_whose_newest_attempt_stands_so(any_store: Store) -> None:
+    for name, ends in (("a", ["lost", None]), ("b", [None]), ("c", ["failed"]), ("d", [])):
+        session = any_store.sessions.open(name, {})
+        for end in ends:
+            attempt = uuid4()
+            any_store.sessions.open_attempt(session.id, attempt, host="h", pid=1, config={})
+            if end is not None:
+                any_store.sessions.close_attempt(attempt, end)
+    listed = any_store.sessions.list
+    assert [each.name for each in listed(status="running")] == ["b", "a"]
+    assert [each.name for each in listed(1, 1, status="running")] == ["a"]
+    assert [each.name for each in listed(status="failed")] == ["c"]
+    assert listed(status="completed") == []

@@ -20,6 +20,7 @@ import pytest
 from places import short_folder
 
 from qigstore.database import embedded
+from qigstore.database.views import REGIMES
 from qigstore.demo.ledger import Ledger, count_recorded, read_ledger
 from qigstore.demo.plot import text_plot
 
@@ -155,15 +156,16 @@ def test_the_timeline_holds_each_step_once_and_the_fault_only_as_abandoned(
 def test_each_step_has_its_metrics_its_regime_and_its_basin(played: Any, connection: Any) -> None:
     _, report, _ = played
     rows = connection.execute(
-        "SELECT t.phi, t.phi_nats, t.regime, t.loss, t.accuracy, t.grad_norm, t.learning_rate, "
-        "t.basin_distance, b.root FROM qigstore.all_telemetry t JOIN qigstore.attempt a "
+        "SELECT t.phi, t.phi_nats, t.loss, t.accuracy, t.grad_norm, t.learning_rate, "
+        "t.basin_distance, t.regime, b.root FROM qigstore.all_telemetry t JOIN qigstore.attempt a "
         "ON a.session_id = t.session_id AND a.number = t.attempt JOIN qigstore.writer w "
         "ON w.attempt_id = a.id AND w.rank = t.rank LEFT JOIN qigstore.basin b "
         "ON b.writer = w.number AND b.step = t.step WHERE t.session = %s AND t.attempt = 3",
         (report["session"],),
     ).fetchall()
     assert rows
-    for *values, root in rows:
+    for *values, regime, root in rows:
+        assert regime in REGIMES
         assert all(value is not None and math.isfinite(value) for value in values)
         assert 0.0 <= values[0] <= 1.0
         assert len(root) == 64

@@ -87,7 +87,7 @@ def test_a_person_or_a_signal_stops_it_and_the_next_start_goes_on(
     assert child.returncode == status, err
     (event,) = store.events.list()
     assert (event.rule, event.action) == (rule, "abort")
-    (saved,) = verified_steps(home, store)
+    saved = max(verified_steps(home, store))  # on a slow machine one of the fiftieth step, too
     assert store.checkpoints.get(event.checkpoint_id or "").step == saved
     assert event.resolved_at is not None
     with start(env, STEPS="280") as again:

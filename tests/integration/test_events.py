@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from commands import data, environment, run
@@ -87,6 +88,11 @@ def test_what_is_over_stays_as_it_was_told_first(store: Store, dsn: str) -> None
     assert not store.events.resolve(event.id, "c")
     assert not store.events.note(event.id, "d")
     assert store.events.get(event.id).detail["result"] == "a; b"
+    first, second = uuid4(), uuid4()
+    for checkpoint in (first, second):  # which is no result, and counts once
+        assert not store.events.resolve(event.id, "e", checkpoint_id=checkpoint)
+    told = store.events.get(event.id)
+    assert (told.detail["result"], told.checkpoint_id) == ("a; b", first)
 
 
 def test_a_run_that_falls_silent_raises_an_event_while_it_is_silent(store: Store, dsn: str) -> None:

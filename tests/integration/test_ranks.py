@@ -25,10 +25,11 @@ from qigstore.records import Event
 from qigstore.repository import Store
 
 pytest.importorskip("torch")
-pytestmark = pytest.mark.usefixtures("home")
+# Processes that load PyTorch: seconds each, many of them on a busy machine.
+pytestmark = [pytest.mark.usefixtures("home"), pytest.mark.timeout(900)]
 
 EXAMPLE = REPOSITORY / "examples" / "ranks.py"
-LIMIT_S = 120
+LIMIT_S = 280
 
 
 @pytest.fixture
@@ -172,13 +173,14 @@ def test_a_rank_that_dies_or_fails_in_its_step_lets_the_others_save_the_step_bef
     failed = [event.message for event in events if event.rule == "rank failed"]
     assert failed == (["ValueError: this rank's data are unreadable"] if fault == "raise" else [])
     # Everybody was in step 60, whose gradients nobody got: the state after step 59 is whole.
-    assert last_steps(store, 1) == [59] * size
     assert verified_steps(home, store) == [49, 59]
     with started(env, size, FAULT=fault, FAULT_AT="60", STEPS="70") as ranks:
         assert finish(ranks) == [0] * size
     attempts, _ = stored(store)
     assert attempts[-1] == ("completed", 0)
     assert store.sessions.attempts(lost[0].session_id)[-1].resumed_step == 59
+    # What the dead one had recorded came with the next start at the latest.
+    assert last_steps(store, 1) == [59] * size
     assert last_steps(store, 2) == [69] * size
 
 
@@ -187,10 +189,8 @@ def test_a_rank_that_dies_or_fails_in_its_step_lets_the_others_save_the_step_bef
 def test_a_silent_rank_makes_the_others_wait_no_longer_than_the_limit(
     env: dict[str, str], home: Path, store: Store
 ) -> None:
-    with started(env, 4, FAULT="hang", FAULT_RANK="2", FAULT_AT="60", LIMIT_S="5") as ranks:
+    with started(env, 4, FAULT="hang", FAULT_RANK="2", FAULT_AT="60", LIMIT_S="20") as ranks:
         others = [process for rank, process in enumerate(ranks) if rank != 2]
-        # The training's own collective waits in its own limit; a rank that has saved and left
-        # frees the rest.
         wait_until(lambda: all(p.poll() is not None for p in others), "they leave", LIMIT_S)
         assert {process.returncode for process in others} == {75}
     assert verified_steps(home, store)[-1] == 59
@@ -252,3 +252,7 @@ def test_the_mark_of_a_state_tells_whether_anything_was_written_to_it() -> None:
     state["step"] = 2
     assert _mark(state) != after
     assert _mark({"w": np.zeros(2)}) is None
+    assert _mark([0.0] * 100_000) is None
+    circle: list[object] = []
+    circle.append(circle)
+    assert _mark(circle) is None

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import numpy as np
 import pytest
 from commands import data, environment
 from processes import REPOSITORY
@@ -110,6 +111,20 @@ def test_any_number_of_ranks_loads_it(folder: Path, ranks: int) -> None:
         assert found["own"] == ([rank, [*range(rank + 1)]] if ranks == SIZE else None)
 
 
+def test_ranks_go_on_from_what_one_process_saved(tmp_path: Path) -> None:
+    from sharded_scenarios import whole
+
+    tensors = whole(3)
+    extra = {"numpy": np.arange(4) * 3, "text": "é", "blob": bytes(2000), "n": 3}
+    manager = manager_of(tmp_path)
+    given = {"tensors": {**tensors, "tied": tensors["row"]}, "step": 3, **extra}
+    manager.save(given, step=3, phi=0.9, wait=True)
+    manager.close()
+    for found in returned(run_ranks("sharded_scenarios:load_best", 2, tmp_path)):
+        assert (found["step"], found["own"]) == (3, None)
+        assert found["state"] == expected(3)
+
+
 def test_a_flipped_bit_in_any_shard_sends_all_ranks_to_the_next_best(folder: Path) -> None:
     manager = manager_of(folder)
     best = manager.store.scan("ocean")[1]
@@ -176,6 +191,7 @@ def test_a_rank_that_is_lost_leaves_what_was_there(tmp_path: Path, how: dict[str
 
 
 @pytest.mark.long
+@pytest.mark.timeout(0)
 @pytest.mark.parametrize("lost", [0, 1], ids=["the leader", "a follower"])
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 def test_a_rank_killed_at_every_call_leaves_what_was_there(

@@ -241,6 +241,25 @@ def test_what_was_stored_meanwhile_comes_first(host: Hosted, run: qigstore.Run) 
     assert set(ledger.changes) == {str(made.id)}
 
 
+def test_a_cut_between_an_event_and_the_rows_of_a_new_writer(
+    host: Hosted, run: qigstore.Run
+) -> None:
+    ledger = Ledger()
+    with host.connect(ledger, rate="all"):
+        pass
+    with qigstore.session("lake", rules=[]) as other:
+        other.record(0, loss=1.0)
+    made = event(host.store, "lake")
+    while not ledger.changes:  # it comes back, and is cut off by the first event
+        with host.connect(ledger, rate="all") as opened:
+            until(opened, ledger, lambda: ledger.changes)
+    with host.connect(ledger, rate="all") as opened:
+        until(opened, ledger, lambda: ledger.reached.get(("lake", 1, 0)) == 1)
+    assert set(ledger.changes) == {str(made.id)}
+    assert not ledger.gaps
+    assert not ledger.repeats
+
+
 ROW = {f"metric_{n}": n / 7 for n in range(20)}
 KEY = ("ocean", 1, 0)
 

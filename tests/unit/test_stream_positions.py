@@ -57,8 +57,17 @@ def test_a_snapshot_advanced_sees_what_it_saw_and_the_later_one_up_to_there(
     assert later.includes(made)
 
 
+@given(histories(), st.integers(1, LAST))
+def test_a_snapshot_including_a_transaction_sees_that_one_more(
+    pair: tuple[Snapshot, Snapshot], transaction: int
+) -> None:
+    made = pair[0].including(transaction)
+    assert seen_by(made) == seen_by(pair[0]) | {transaction}
+    made.check()
+
+
 @given(histories(), histories())
-def test_including_is_seeing_all_that_the_other_sees(
+def test_one_includes_another_where_it_sees_all_that_the_other_sees(
     pair: tuple[Snapshot, Snapshot], other: tuple[Snapshot, Snapshot]
 ) -> None:
     for one in pair:
@@ -83,7 +92,8 @@ keys = st.builds(WriterKey, whole, whole, whole)
 marks = st.dictionaries(keys, st.builds(Mark, whole, st.integers(-1, 2**62)), max_size=20)
 places = st.builds(
     lambda pair, transaction, last, marks: Position(
-        Seen(pair[1], transaction, last) if transaction else Seen(pair[1]), marks
+        Seen(pair[1], transaction, last) if 0 < transaction <= pair[1].xmax else Seen(pair[1]),
+        marks,
     ),
     histories(), st.integers(0, LAST), st.uuids(), marks,
 )  # fmt: skip

@@ -86,39 +86,43 @@ async def _between(
     hub: Hub, channel: Channel, own: Position, target: Position
 ) -> AsyncIterator[Envelope]:
     """What is in one position beyond another."""
-    marks = dict(own.marks)
-    seen = own.seen
     covers, kinds = channel.subscription.covers, channel.subscription.kinds
-    feed = hub.store.feed
+    feed, seen, marks = hub.store.feed, own.seen, dict(own.marks)
+    behind: list[tuple[WriterKey, Progress]] = []
+    if channel.wants_rows:
+        look = await hub.read(feed.look, (), {*own.marks, *target.marks})
+        behind = [item for item in _behind(look, own, target) if covers(item[1].session)]
+        # First of all: what is known of changes tells of new writers, whose rows are yet to come.
+        marks |= {key: _start(own, key, progress) for key, progress in behind}
     while seen != target.seen:
         changes, seen = await hub.read(feed.changes, seen, target.seen.snapshot, CHANGES_A_PAGE)
         for change in changes:
             if change.kind in kinds and covers(change.session):
                 at = Position(change.seen, marks)
                 yield channel.write(change.kind, change_data(change), at)
-    if not channel.wants_rows:
-        return
-    look = await hub.read(feed.look, (), {*marks, *target.marks})
-    for key, start, progress in _behind(look, own, target):
-        if not covers(progress.session):
-            continue
-        mark = start
-        while mark.seq < progress.mark.seq:
+    for key, progress in behind:
+        while (mark := marks[key]).seq < progress.mark.seq:
             page = await hub.read(feed.page, key, mark, progress, ROWS_A_PAGE)
             points = points_of(page, channel.subscription)
             data = {"parts": [part(key, progress.session, mark, page.mark, points)]}
-            mark = marks[key] = page.mark
+            marks[key] = page.mark
             yield channel.write("telemetry", data, Position(seen, marks))
 
 
-def _behind(look: Look, own: Position, target: Position) -> list[tuple[WriterKey, Mark, Progress]]:
-    """The writers to read, each from where to where."""
-    found = []
-    for key, progress in look.writers.items():
-        # One that the channel does not follow any more is read up to now, for the last time.
-        end = target.marks.get(key, progress.mark)
-        start = own.marks.get(key)
-        if start is None:
-            start = end if own.seen.snapshot.sees(progress.created_in) else Mark()
-        found.append((key, start, progress._replace(mark=end)))
-    return found
+def _behind(look: Look, own: Position, target: Position) -> list[tuple[WriterKey, Progress]]:
+    """The writers to read, each with how far; one that the channel does not follow any more is
+    read up to now, for the last time."""
+    return [
+        (key, progress._replace(mark=target.marks.get(key, progress.mark)))
+        for key, progress in look.writers.items()
+        if key in own.marks or key in target.marks
+    ]
+
+
+def _start(own: Position, key: WriterKey, progress: Progress) -> Mark:
+    """Where to read on: a writer that is new from its first row, one that was not followed from
+    where it is."""
+    known = own.marks.get(key)
+    if known is not None:
+        return known
+    return progress.mark if own.seen.snapshot.sees(progress.created_in) else Mark()

@@ -102,6 +102,8 @@ def _position(data: bytes) -> Position:
     # Each of them takes a byte at least: a count that is a lie ends in an IndexError.
     running = tuple(xmax - next(numbers) for _ in range(min(count, len(data) + 1)))
     transaction = next(numbers)
+    if transaction > xmax:
+        raise ValueError
     last_id = UUID(bytes=numbers.take(16)) if transaction else Seen(Snapshot(0)).last_id
     marks = {}
     writers = next(numbers)
