@@ -205,8 +205,8 @@ class _Visit:
 
 def _shown(path: str) -> str:
     """A path for the log: of one line, still percent-encoded, and without a token in it."""
-    line = "".join(c if c.isprintable() else "?" for c in _bared(path)[:2000])
-    return TOKEN_PATTERN.sub("qs_…", line)[:500]
+    bare = TOKEN_PATTERN.sub("qs_…", _bared(path))[:500]
+    return "".join(c if c.isprintable() else "?" for c in bare)
 
 
 def _bared(path: str) -> str:
