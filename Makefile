@@ -50,6 +50,7 @@ bench: $(BENCH)
 	@$(BIN)/python -m benchmarks.recovery
 	@$(BIN)/python -m benchmarks.checkpoints
 	@$(BIN)/python -m benchmarks.detectors
+	@$(BIN)/python -m benchmarks.signals
 
 docs: $(TEST)
 	@$(BIN)/python -m benchmarks.kernels_validity --check
