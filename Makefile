@@ -56,6 +56,7 @@ bench: $(BENCH)
 	@$(BIN)/python -m benchmarks.query --rows 2000000
 	@$(BIN)/python -m benchmarks.checkpoints
 	@$(BIN)/python -m benchmarks.detectors
+	@$(BIN)/python -m benchmarks.signals
 
 docs: $(TEST)
 	@$(BIN)/python -m benchmarks.kernels_validity --check
