@@ -42,6 +42,8 @@ _APPLICATION = "qigstore"
 _LIMITS = ("statement_timeout", "idle_in_transaction_session_timeout")
 # A connection that lives on while the server became a standby: the next one finds the primary.
 _READ_ONLY = "25006"
+# The server ended a transaction in which nothing was said for too long: the connection is gone.
+_SILENT = "25P03"
 _DENIED = "42501"
 _BROKEN_OFF = (TransactionStatus.ACTIVE, TransactionStatus.UNKNOWN)
 
@@ -288,7 +290,7 @@ class Database:
         state = _state(error)
         if state == _READ_ONLY:
             self.engine.dispose()
-        if lost or state in (_READ_ONLY, _DENIED):
+        if lost or state in (_READ_ONLY, _DENIED, _SILENT):
             self._unavailable(error)
         raise error
 

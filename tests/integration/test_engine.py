@@ -13,7 +13,7 @@ from typing import Any
 import psycopg
 import pytest
 import sqlalchemy
-from processes import servers_in
+from processes import servers_in, wait_until
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from sqlalchemy import text
 
@@ -362,3 +362,25 @@ def test_an_embedded_database_of_a_newer_version_is_refused_and_left_alone(home:
     with pytest.raises(SchemaOutdated, match="9999"):
         open_database(load_settings())
     assert not servers_in(home)
+
+
+@pytest.mark.parametrize("way", ["begin", "raw", "snapshot"])
+def test_a_transaction_that_was_silent_too_long_is_a_lost_connection(dsn: str, way: str) -> None:
+    """A process that stood still amid one: the server has ended it, and that is no other error."""
+    database = Database(dsn, statement_timeout_s=0.6)
+
+    def stand_still() -> None:
+        with getattr(database, way)() as connection:
+            ask = connection.execute if way == "raw" else connection.exec_driver_sql
+            pid = ask("SELECT pg_backend_pid()").fetchone()[0]
+            with psycopg.connect(dsn, autocommit=True) as other:
+                here = "SELECT FROM pg_stat_activity WHERE pid = %s"
+                wait_until(lambda: other.execute(here, (pid,)).fetchone() is None, "it is ended")
+            ask("SELECT 1")
+
+    try:
+        with pytest.raises(StoreUnavailable):
+            stand_still()
+        database.ping()
+    finally:
+        database.dispose()
