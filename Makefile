@@ -11,14 +11,16 @@ DEMO  := $(VENV)/.demo-installed
 TEST  := $(VENV)/.test-installed
 LINT  := $(VENV)/.lint-installed
 BENCH := $(VENV)/.bench-installed
+TORCH := $(VENV)/.torch-installed
 
-.PHONY: demo test test-long test-containers lint bench docs clean help
+.PHONY: demo test test-long test-containers test-torch lint bench docs clean help
 
 help:
 	@echo "make demo             the main job on real data: record, kill, fault, recover, SQL"
 	@echo "make test             the tests, with the short form of every promise's figure"
 	@echo "make test-long        the full figures (10,000 kills and the like; takes hours)"
 	@echo "make test-containers  the testcontainers path, with an image made on this machine"
+	@echo "make test-torch       the tests that need torch, which it installs; real ranks among them"
 	@echo "make lint             ruff, mypy --strict"
 	@echo "make bench            the benchmarks, each a ratio against a peer in the same run"
 	@echo "make docs             whether the measured tables in docs/ are what their command prints"
@@ -38,6 +40,9 @@ test-long: $(TEST)
 test-containers: $(TEST)
 	@$(PIP) install --quiet --editable '.[containers]'
 	@$(BIN)/python -m pytest -m containers -s tests/containers $(ARGS)
+
+test-torch: $(TEST) $(TORCH)
+	@$(BIN)/python -m pytest $(ARGS) $$(grep -rl 'importorskip("torch"' tests)
 
 lint: $(LINT)
 	@$(BIN)/ruff check .
@@ -75,6 +80,10 @@ $(TEST): pyproject.toml | $(BIN)/python
 
 $(LINT): pyproject.toml | $(BIN)/python
 	@$(PIP) install --quiet --editable '.[lint]'
+	@touch $@
+
+$(TORCH): pyproject.toml | $(BIN)/python
+	@$(PIP) install --quiet --editable '.[torch]'
 	@touch $@
 
 $(BENCH): pyproject.toml | $(BIN)/python

@@ -7,10 +7,12 @@ one after the other in one process, so that a slow minute of the machine hits al
 are medians over the repeats, with the least and the most. The floor is one write, fsync, rename
 and fsync of the folder of the same bytes, and for loading one read into fresh memory.
 
-*blocked*: until `save` returns. *durable*: until the bytes are on the disk. *lost*: blocked,
-and how much slower the steps of a training loop are until then. *CPU*: of the whole
-process during a save. *memory*: how much a save raises the highest resident size of a process of
-its own. Loads are measured cold (page cache dropped) and warm; *one* is a single array, cold.
+*first*: until the first `save` of the program returns, the warm-up. *blocked*: until a later one
+does. *durable*: until the bytes are on the disk. *lost*: blocked, and how much slower the steps of
+a training loop are until then, by the middle one; *lost_sum*: by all of them, so that single long
+stalls count, and bursts of other programs too. *CPU*: of the whole process during a save.
+*memory*: how much a save raises the highest resident size of a process of its own.
+Loads are measured cold (page cache dropped) and warm; *one* is a single array, cold.
 The peers come with `pip install 'qigstore[checkpoint-bench]'`.
 """
 
@@ -45,7 +47,9 @@ __all__ = ["main"]
 _COUNT = 222
 _STEPS = 20
 _CHILD_LIMIT_S = 300.0
-_COLUMNS = ("blocked", "durable", "lost", "cpu", "cold", "warm", "one")
+_COLUMNS = ("first", "blocked", "durable", "lost", "lost_sum", "cpu", "cold", "warm", "one")
+_TO_DURABLE = {"first", "blocked", "lost", "lost_sum", "cpu"}
+"""Columns that are compared with the floor's *durable*; the floor blocks all that time."""
 Measures = dict[str, dict[str, list[float]]]
 
 
@@ -94,12 +98,11 @@ class Loop:
             self._step()
         return perf_counter() - began
 
-    def lost(self, subject: Subject) -> float:
+    def lost(self, subject: Subject) -> dict[str, float]:
         """Seconds that a save takes from the loop.
 
         What `begin` blocks, and for each step until the save is durable how much longer than those
-        before and after it the middle one took. Medians: a burst of other work on the machine
-        would be larger than what is measured.
+        before and after it the middle one took (`lost`), or all of them together (`lost_sum`).
         """
         usual = [self.steps(1) for _ in range(_STEPS)]
         began = perf_counter()
@@ -111,8 +114,9 @@ class Loop:
         while waiter.is_alive():
             during.append(self.steps(1))
         usual += [self.steps(1) for _ in range(_STEPS)]
-        slower = statistics.median(during) - statistics.median(usual) if during else 0.0
-        return blocked + len(during) * slower
+        least, count = statistics.median(usual), len(during)
+        slower = statistics.median(during) - least if during else 0.0
+        return {"lost": blocked + count * slower, "lost_sum": blocked + sum(during) - count * least}
 
 
 class Bench:
@@ -137,15 +141,16 @@ class Bench:
         for name, subject in [*self.subjects.items()]:
             print(f"… {self.megabytes:g} MB {name}", file=sys.stderr, flush=True)
             try:
+                if not keep:
+                    subject.prepare()
                 found = self._one(subject) | self._training(subject)
             except Exception as error:
                 self.absent[name] = f"failed here: {error!r:.150}"
                 del self.subjects[name]
                 continue
-            if keep:
-                columns = self.measures.setdefault(name, {})
-                for column, value in found.items():
-                    columns.setdefault(column, []).append(value)
+            columns = self.measures.setdefault(name, {})
+            for column, value in found.items() if keep else [("first", found["blocked"])]:
+                columns.setdefault(column, []).append(value)
 
     def _one(self, subject: Subject) -> dict[str, float]:
         subject.fresh()
@@ -175,7 +180,7 @@ class Bench:
     def _training(self, subject: Subject) -> dict[str, float]:
         subject.fresh()
         os.sync()
-        return {"lost": self.loop.lost(subject)}
+        return self.loop.lost(subject)
 
 
 def memory_of(name: str, megabytes: float, root: Path) -> float | str:
@@ -240,15 +245,13 @@ def report(measures: Measures, memory: dict[str, float | str]) -> Iterator[str]:
         yield f"{SUBJECTS[name].title:32}{cells}{extra}  {SUBJECTS[name].verifies}"
     yield f"\n{'to the floor, repeat by repeat':32}{head}"
     floor = measures.get(FLOOR, {})
-    base = {column: floor.get(column) for column in _COLUMNS} | {"cpu": floor.get("durable")}
     for name, columns in measures.items():
         cells = "".join(
-            _ratio(columns.get(column), base[column]) if column not in {"blocked", "lost"}
-            else _ratio(columns.get(column), floor.get("durable"))
+            _ratio(columns.get(column), floor.get("durable" if column in _TO_DURABLE else column))
             for column in _COLUMNS
-        )  # fmt: skip
+        )
         yield f"{SUBJECTS[name].title:32}{cells}"
-    yield "(blocked, lost and cpu: to the floor's durable)"
+    yield f"({', '.join(sorted(_TO_DURABLE))}: to the floor's durable)"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

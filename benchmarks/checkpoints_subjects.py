@@ -76,6 +76,9 @@ class Subject:
         absent = [name for name in cls.needs if importlib.util.find_spec(name) is None]
         return f"{', '.join(absent)} not installed" if absent else ""
 
+    def prepare(self) -> None:
+        """What the program does once, before its first save, behind training's back."""
+
     def begin(self) -> Any:
         """What training waits for."""
         raise NotImplementedError
@@ -144,6 +147,9 @@ class Ours(Subject):
     def fresh(self) -> None:
         if self._id is not None:
             self.manager.delete_checkpoint(self._id)
+
+    def prepare(self) -> None:
+        self.manager.prepare(self.arrays)  # `run.checkpoint` does, at its first call
 
     def begin(self) -> Any:
         self._id = self.manager.save(self.arrays, step=1)

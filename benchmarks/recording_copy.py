@@ -12,6 +12,7 @@ from time import perf_counter
 from typing import Any, TypeAlias
 
 from benchmarks.recording_subjects import Place, new_spool, open_store
+from qigstore.database.schema import CUSTOM_COLUMNS
 from qigstore.records import STANDARD_METRICS
 
 __all__ = ["COPY", "RATES"]
@@ -20,9 +21,9 @@ Rate: TypeAlias = Callable[[Place, list[dict[str, float]]], float | str]
 COPY = "floor: psycopg copy.write_row, binary"
 _TABLE = "bench_copy"
 _COLUMNS = (
-    "session_id", "attempt", "rank", "step", "seq", "recorded_at", *STANDARD_METRICS[:10], "custom",
+    "writer", "step", "seq", "recorded_at", *STANDARD_METRICS[:10], *CUSTOM_COLUMNS[:10],
 )  # fmt: skip
-_TYPES = ("int8", "int4", "int4", "int8", "int8", "timestamptz", *["float8"] * 10, "float8[]")
+_TYPES = ("int4", "int8", "int8", "timestamptz", *["float8"] * 20)
 
 
 def _make_table(connection: Any) -> None:
@@ -44,7 +45,7 @@ def write_row_rate(place: Place, data: list[dict[str, float]]) -> float:
             copy.set_types(_TYPES)
             for step, row in enumerate(data):
                 values = list(row.values())
-                copy.write_row((1, 1, 0, step, step, now, *values[:10], values[10:]))
+                copy.write_row((1, step, None, now, *values))
         connection.commit()
         return len(data) / (perf_counter() - began)
 

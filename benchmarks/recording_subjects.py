@@ -134,7 +134,10 @@ def open_store(dsn: str) -> Store:
 class _Ours(Subject):
     """Rows that end up in PostgreSQL under a session of the place's name."""
 
-    _SESSION = "(SELECT id FROM qigstore.session WHERE name = %s)"
+    _WRITER = (
+        "(SELECT w.number FROM qigstore.writer w JOIN qigstore.attempt a ON a.id = w.attempt_id "
+        "JOIN qigstore.session s ON s.id = a.session_id WHERE s.name = %s)"
+    )
 
     def _watch(self) -> None:
         import psycopg
@@ -142,7 +145,7 @@ class _Ours(Subject):
         self.reader = psycopg.connect(self.place.dsn, autocommit=True)
 
     def progress(self) -> int:
-        query = f"SELECT max(step) FROM qigstore.telemetry WHERE session_id = {self._SESSION}"
+        query = f"SELECT max(step) FROM qigstore.telemetry WHERE writer = {self._WRITER}"
         return one_number(self.reader, query, self.place.name)
 
     def bytes_used(self) -> int:
@@ -153,9 +156,7 @@ class _Ours(Subject):
             "WHERE n.nspname = 'qigstore' AND c.relkind = 'r'"
         )
         count = "SELECT count(*) FROM qigstore.telemetry"
-        ours = one_number(
-            self.reader, f"{count} WHERE session_id = {self._SESSION}", self.place.name
-        )
+        ours = one_number(self.reader, f"{count} WHERE writer = {self._WRITER}", self.place.name)
         return one_number(self.reader, tables) * ours // max(one_number(self.reader, count), 1)
 
     def left(self) -> int:
@@ -167,7 +168,7 @@ class _Ours(Subject):
             # A row is left whether it was stored already or waits in the spool.
             (report,) = drain_leftovers(self.place.folder / "spool" / str(store.id), store)
             assert report.error is None, report.error
-        query = f"SELECT count(*) FROM qigstore.telemetry WHERE session_id = {self._SESSION}"
+        query = f"SELECT count(*) FROM qigstore.telemetry WHERE writer = {self._WRITER}"
         with psycopg.connect(self.place.dsn) as connection:
             return one_number(connection, query, self.place.name)
 

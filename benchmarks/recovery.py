@@ -2,14 +2,15 @@
 
     python -m benchmarks.recovery [--rows N …] [--repeats K] [--json FILE]
 
-For each number of rows a session with so many checkpoints (one in fifty without Φ) and an event
-every 250 steps, every second one critical, so that a tenth of them is unhealthy. Every repeat asks
-the same connection pool, in turn: a bare round trip (`select 1`), the candidates by rank, the
-candidates by age; so that a slow moment of the machine hits all alike. Client time is from the call
-of the repository to its records; server time is what `EXPLAIN ANALYZE` says of planning (once for a
-connection, then the plan is kept) and of execution. `first` is the first call of a fresh pool, the
-connection included: recovery happens once in a process. The server is an embedded one of this
-run's own.
+For each number of rows two sessions with so many checkpoints, one in fifty without Φ. In *most
+healthy* every 250 steps there is an event, every second one critical, so that a tenth of them is
+unhealthy; in *three healthy* a critical event every 40 steps, except at the very start. Every
+repeat asks the same connection pool, in turn: a bare round trip (`select 1`), the candidates by
+rank, the candidates by age; so that a slow moment of the machine hits all alike. Client time is
+from the call of the repository to its records; server time is what `EXPLAIN ANALYZE` says of
+planning (once for a connection, then the plan is kept) and of execution. `first` is the first call
+of a fresh pool, the connection included: recovery happens once in a process. The server is an
+embedded one of this run's own.
 """
 
 from __future__ import annotations
@@ -46,10 +47,14 @@ FROM generate_series(1, %s) g
 """
 _EVENTS = """
 INSERT INTO qigstore.event (id, session_id, attempt, step, rule, severity, message)
-SELECT gen_random_uuid(), %s, 1, g, 'loss',
-    CASE WHEN g / 250 %% 2 = 0 THEN 'critical' ELSE 'warning' END, 'm'
-FROM generate_series(250, %s, 250) g
+SELECT gen_random_uuid(), %(session)s, 1, g, 'loss',
+    CASE WHEN g / %(every)s %% %(critical)s = 0 THEN 'critical' ELSE 'warning' END, 'm'
+FROM generate_series(%(first)s::bigint, %(last)s::bigint, %(every)s::bigint) g
 """
+_HEALTH = {
+    "most healthy": {"first": 250, "every": 250, "critical": 2},
+    "three healthy": {"first": _SETTLE + 4, "every": 40, "critical": 1},
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -65,21 +70,33 @@ def main(arguments: Sequence[str] | None = None) -> None:
     ):
         database = Database(server.dsn())
         upgrade(database)
-        told = [_measure(server.dsn(), Store(database), n, given.repeats) for n in given.rows]
+        store = Store(database)
+        told = [
+            _measure(server.dsn(), store, _fill(server.dsn(), store, rows, health), given.repeats)
+            | {"rows": rows, "health": health}
+            for rows in given.rows
+            for health in _HEALTH
+        ]
         database.dispose()
     _print(told)
     if given.json is not None:
         given.json.write_text(json.dumps(told, indent=2))
 
 
-def _measure(dsn: str, store: Store, rows: int, repeats: int) -> dict[str, Any]:
-    print(f"… {rows:,} rows", file=sys.stderr, flush=True)
-    session_id = store.sessions.open(f"{rows} rows", {}).id
+def _fill(dsn: str, store: Store, rows: int, health: str) -> int:
+    """The id of a session with so many checkpoints, so many of them healthy."""
+    print(f"… {rows:,} rows, {health}", file=sys.stderr, flush=True)
+    session_id = store.sessions.open(f"{rows} rows, {health}", {}).id
+    events = {"session": session_id, "last": rows + _SETTLE, **_HEALTH[health]}
     with store.database.begin_unlimited() as connection:
+        connection.exec_driver_sql(_EVENTS, events)
         connection.exec_driver_sql(_CHECKPOINTS, (session_id, rows))
-        connection.exec_driver_sql(_EVENTS, (session_id, rows))
     with psycopg.connect(dsn, autocommit=True) as plain:
         plain.execute("VACUUM (ANALYZE) qigstore.checkpoint, qigstore.event")
+    return session_id
+
+
+def _measure(dsn: str, store: Store, session_id: int, repeats: int) -> dict[str, Any]:
     first = _first(dsn, session_id)
 
     def choose(*, by_age: bool) -> None:
@@ -105,7 +122,7 @@ def _measure(dsn: str, store: Store, rows: int, repeats: int) -> dict[str, Any]:
         server = {
             name: _server(plain, session_id, by_age=name == "age") for name in ("rank", "age")
         }
-    return {"rows": rows, "first_ms": first, "client_ms": times, "server_ms": server}
+    return {"first_ms": first, "client_ms": times, "server_ms": server}
 
 
 def _first(dsn: str, session_id: int) -> float:
@@ -140,20 +157,31 @@ def _server(
 
 def _print(told: Sequence[dict[str, Any]]) -> None:
     print(f"choosing {_LIMIT} candidates; ms, medians; ×: client time in bare round trips")
-    columns = ("rows", "order", "server", "planning", "client", "p95", "bare", "×", "first")
-    print("".join(name.rjust(11) for name in columns))
+    columns = (
+        "rows",
+        "health",
+        "order",
+        "server",
+        "planning",
+        "client",
+        "p95",
+        "bare",
+        "×",
+        "first",
+    )
+    print("".join(name.rjust(14) for name in columns))
     for item in told:
         bare = statistics.median(item["client_ms"]["bare"])
         for order in ("rank", "age"):
             times, server = item["client_ms"][order], item["server_ms"][order]
             client = statistics.median(times)
             cells = (
-                f"{item['rows']:,}", order, f"{server['Execution']:.2f}",
+                f"{item['rows']:,}", item["health"], order, f"{server['Execution']:.2f}",
                 f"{server['Planning']:.2f}", f"{client:.2f}",
                 f"{statistics.quantiles(times, n=20)[-1]:.2f}", f"{bare:.2f}",
                 f"{client / bare:.1f}", f"{item['first_ms']:.1f}" if order == "rank" else "",
             )  # fmt: skip
-            print("".join(cell.rjust(11) for cell in cells))
+            print("".join(cell.rjust(14) for cell in cells))
 
 
 if __name__ == "__main__":

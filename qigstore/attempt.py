@@ -3,10 +3,12 @@
 A claim is safe against two processes that open one session in the same moment: attempts are
 numbered under the session's row lock, so the one with the lower number keeps the session and the
 other withdraws. With no database in reach the spools of this data folder decide it the same way.
+Of several ranks the first claims for all, and invites the others to join its attempt.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import platform
@@ -17,7 +19,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
-from qigstore.checkpoints import CheckpointStore
+from qigstore.checkpoints import open_store
 from qigstore.errors import NotRunning, SessionBusy, StoreError
 from qigstore.leftovers import OFFLINE, settle_leftovers, spools
 from qigstore.recording import Draining, Spool, SpoolIdentity
@@ -28,7 +30,15 @@ if TYPE_CHECKING:
     from qigstore.repository import Store, WriterState
     from qigstore.settings import Settings
 
-__all__ = ["Claim", "Newcomer", "claim", "claim_from_afar", "claim_offline"]
+__all__ = [
+    "Claim",
+    "Newcomer",
+    "claim",
+    "claim_from_afar",
+    "claim_offline",
+    "join",
+    "join_offline",
+]
 
 _log = logging.getLogger("qigstore")
 _SHIPPING_LIMIT_S, _SHIPPING_POLL_S = 60.0, 0.05
@@ -48,13 +58,19 @@ class Claim:
     spool: Spool
     epoch: int
 
+    @property
+    def invitation(self) -> str:
+        """What `join` needs to know of the attempt, as text."""
+        return json.dumps({"attempt": str(self.attempt.id), "number": self.attempt.number})
+
     def withdraw(self, store: Store | None) -> None:
         """Give the session back: what was claimed could not be opened."""
         if store is None:
             self.spool.remove()
             return
         self.spool.close()
-        store.sessions.close_attempt(self.attempt.id, "failed", reason="could not be opened")
+        if self.spool.identity.rank == 0:  # the others only joined
+            store.sessions.close_attempt(self.attempt.id, "failed", reason="could not be opened")
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +102,12 @@ def claim(
     leftovers = settle_leftovers(store, settings, _mine(settings, name))
     session = store.sessions.open(name, config)
     attempt = store.sessions.open_attempt(
-        session.id, uuid4(), host=platform.node(), pid=os.getpid(), config=config
+        session.id,
+        uuid4(),
+        host=platform.node(),
+        pid=os.getpid(),
+        config=config,
+        heartbeat_limit_s=settings.heartbeat_limit_s,
     )
     spool = None
     try:
@@ -129,28 +150,92 @@ def claim_offline(
         InvalidInput: a name or configuration that no database would store.
         SpoolFull: the disk has no room for the first segment.
     """
-    from qigstore.repository.texts import document, line
-
-    line("session name", name)
-    config, now = document("config", config), datetime.now(UTC)
-    session = SessionInfo(id=0, name=name, config=config, created_at=now)
-    attempt = AttemptInfo(
-        id=uuid4(),
-        session_id=0,
-        number=_next_number(settings, name),
-        status="running",
-        host=platform.node(),
-        pid=os.getpid(),
-        started_at=now,
-        heartbeat_at=now,
-        config=config,
-    )
-    told = replace(_identity(name, config, attempt), offline=True, address=address)
-    spool = _create_spool(settings, OFFLINE, told)
+    guessed = _Guess(name, config, uuid4(), _next_number(settings, name))
+    claimed = guessed.claim(settings, 0, address)
+    told = claimed.spool.identity
     if not takeover and (rival := _living_rival(settings, told)) is not None:
-        spool.remove()
+        claimed.spool.remove()
         raise SessionBusy(name, f"process {rival.pid} on {rival.host}")
-    return Claim(session, attempt, spool, 0)
+    return claimed
+
+
+@dataclass(frozen=True, slots=True)
+class _Guess:
+    """A session and an attempt that no database has heard of."""
+
+    name: str
+    config: Mapping[str, Any]
+    attempt: UUID
+    number: int
+
+    def claim(self, settings: Settings, rank: int, address: str | None) -> Claim:
+        from qigstore.repository.texts import document, line
+
+        line("session name", self.name)
+        config, now = document("config", self.config), datetime.now(UTC)
+        session = SessionInfo(id=0, name=self.name, config=config, created_at=now)
+        attempt = AttemptInfo(
+            id=self.attempt,
+            session_id=0,
+            number=self.number,
+            status="running",
+            host=platform.node(),
+            pid=os.getpid(),
+            started_at=now,
+            heartbeat_at=now,
+            heartbeat_limit_s=settings.heartbeat_limit_s,
+            config=config,
+        )
+        told = _identity(self.name, config, attempt, rank)
+        spool = _create_spool(settings, OFFLINE, replace(told, offline=True, address=address))
+        return Claim(session, attempt, spool, 0)
+
+
+def join(
+    store: Store, settings: Settings, name: str, config: Mapping[str, Any], *, told: str, rank: int
+) -> Claim | None:
+    """Join the attempt that rank 0 has claimed; None: this database has not heard of it.
+
+    Args:
+        told: rank 0's `Claim.invitation`.
+
+    Raises:
+        StoreUnavailable: no database answers.
+        InvalidInput: another process is this rank of that attempt.
+        SpoolFull: the disk has no room for the first segment.
+    """
+    attempt = store.sessions.attempt(UUID(json.loads(told)["attempt"]))
+    if attempt is None:
+        return None
+    # Rank 0 has done so on its own host.
+    settle_leftovers(store, settings, _mine(settings, name))
+    session = store.sessions.by_id(attempt.session_id)
+    spool = _create_spool(settings, str(store.id), _identity(name, config, attempt, rank))
+    try:
+        state = store.writers.register(spool.identity.writer, attempt.id, rank)
+    except BaseException:
+        spool.remove()
+        raise
+    return Claim(session, attempt, spool, state.epoch)
+
+
+def join_offline(
+    settings: Settings,
+    name: str,
+    config: Mapping[str, Any],
+    *,
+    told: str,
+    rank: int,
+    address: str | None,
+) -> Claim:
+    """Join the attempt of rank 0 with no database in reach of this rank.
+
+    Raises:
+        SpoolFull: the disk has no room for the first segment.
+    """
+    invited = json.loads(told)
+    guessed = _Guess(name, config, UUID(invited["attempt"]), int(invited["number"]))
+    return guessed.claim(settings, rank, address)
 
 
 def _mine(settings: Settings, name: str) -> Draining:
@@ -159,17 +244,20 @@ def _mine(settings: Settings, name: str) -> Draining:
     return Draining(only=name, address=address_of(settings))
 
 
-def _identity(name: str, config: Mapping[str, Any], attempt: AttemptInfo) -> SpoolIdentity:
+def _identity(
+    name: str, config: Mapping[str, Any], attempt: AttemptInfo, rank: int = 0
+) -> SpoolIdentity:
     return SpoolIdentity(
         writer=uuid4(),
         attempt=attempt.id,
         session=name,
-        rank=0,
+        rank=rank,
         config=dict(config),
-        host=attempt.host,
-        pid=attempt.pid,
+        host=platform.node(),
+        pid=os.getpid(),
         created_at=attempt.started_at,
         number=attempt.number,
+        heartbeat_limit_s=attempt.heartbeat_limit_s,
     )
 
 
@@ -184,7 +272,7 @@ def _create_spool(settings: Settings, place: str, identity: SpoolIdentity) -> Sp
 
 def _next_number(settings: Settings, name: str) -> int:
     """A guess, from what lies here: the database numbers attempts as it hears of them."""
-    found = CheckpointStore(settings.checkpoint_root).scan(name)
+    found = open_store(settings.checkpoint_root).scan(name)
     waiting = (told.number for told, _ in spools(settings.spool_root) if told.session == name)
     return 1 + max([0, *(item.attempt for item in found), *waiting])
 
@@ -210,23 +298,26 @@ def _settle_rivals(
     takeover: bool,
 ) -> None:
     """Close older running attempts whose process is dead; refuse or shut out a living one."""
-    busy = {report.attempt_id: report.owner for report in leftovers if report.busy}
-    limit_s = settings.heartbeat_limit_s
-    attempts = store.sessions.attempts(session.id, heartbeat_limit_s=limit_s)
-    offline = busy.keys() - {attempt.id for attempt in attempts}
+    busy = [report for report in leftovers if report.busy]
+    attempts = store.sessions.attempts(session.id)
+    known = {attempt.id for attempt in attempts}
+    offline = [report for report in busy if report.attempt_id not in known]
     if offline and not takeover:
-        raise SessionBusy(session.name, f"{busy[offline.pop()]}, which has no database in reach")
+        raise SessionBusy(session.name, f"{offline[0].owner}, which has no database in reach")
     for rival in attempts:
-        if rival.number >= mine.number or rival.ended_at is not None:
+        held = [report for report in busy if report.attempt_id == rival.id]
+        living = [report for report in held if _may_live(report.holder or rival, held=True)]
+        # Lost: rank 0 is dead, as whoever shipped its spool found; another rank may not be.
+        over = rival.ended_at is not None and not (rival.status == "lost" and living)
+        if over or rival.number >= mine.number:
             continue
-        held = rival.id in busy
-        if held and not _may_live(rival, held=True):
-            # Its process is dead, its spool is not free: another process ships it just now.
+        if held and not living:
+            # Its processes are dead, a spool is not free: another process ships it just now.
             _await_shipping(store, settings, session.name, rival)
-            held = False
-        alive = held or (rival.status == "running" and _may_live(rival, held=False))
+        alive = bool(living) or (rival.status == "running" and _may_live(rival, held=False))
         if alive and not takeover:
-            raise SessionBusy(session.name, f"process {rival.pid} on {rival.host}")
+            who = living[0].owner if living else f"process {rival.pid} on {rival.host}"
+            raise SessionBusy(session.name, who or "an unknown process")
         if alive:
             for writer in store.writers.of_attempt(rival.id):
                 store.writers.take_over(writer)
@@ -291,7 +382,12 @@ def claim_from_afar(
     """
     session = store.sessions.open(name, config)
     attempt = store.sessions.open_attempt(
-        session.id, newcomer.attempt, host=newcomer.host, pid=newcomer.pid, config=config
+        session.id,
+        newcomer.attempt,
+        host=newcomer.host,
+        pid=newcomer.pid,
+        config=config,
+        heartbeat_limit_s=settings.heartbeat_limit_s,
     )
     if attempt.ended_at is not None:
         raise NotRunning(name, attempt.status, attempt.reason)

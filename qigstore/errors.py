@@ -11,9 +11,11 @@ as attributes, so a caller never parses a message.
     ├── NotFound                    no session, checkpoint or event of that name (also LookupError)
     ├── SessionBusy                 another living process records this session
     ├── NotRunning                  no living process records this session, so none can be stopped
+    ├── RankError                   a rank of a distributed run is gone, or silent
     ├── StoreError
     │   ├── StoreUnavailable        no database answers
-    │   │   └── EmbeddedServerError the local server cannot be started
+    │   │   ├── EmbeddedServerError the local server cannot be started
+    │   │   └── StoreDenied         it answers, and its role lacks a right
     │   ├── SchemaOutdated          the database's schema is not the one this version speaks
     │   ├── StaleWriter             a later process took this writer's place, or rows are missing
     │   └── SqlError                the server refused a statement that a person typed
@@ -53,6 +55,7 @@ __all__ = [
     "NotRunning",
     "NotStored",
     "QigstoreError",
+    "RankError",
     "SchemaOutdated",
     "SessionBusy",
     "SpoolBusy",
@@ -60,6 +63,7 @@ __all__ = [
     "SpoolFull",
     "SqlError",
     "StaleWriter",
+    "StoreDenied",
     "StoreError",
     "StoreUnavailable",
 ]
@@ -137,6 +141,10 @@ class NotRunning(QigstoreError):
         )
 
 
+class RankError(QigstoreError):
+    """A rank of a distributed run is gone, or did not answer in time."""
+
+
 class StoreError(QigstoreError):
     """Base of every error of the database side."""
 
@@ -158,6 +166,17 @@ class StoreUnavailable(StoreError):
 
 class EmbeddedServerError(StoreUnavailable):
     """The local PostgreSQL server could not be found, started or reached."""
+
+
+class StoreDenied(StoreUnavailable):
+    """The database answers, and the role that logged in lacks a right there."""
+
+    def __init__(self, address: str, reason: str) -> None:
+        super().__init__(address, reason)
+        self.args = (
+            f"the database at {address} denies this role: {reason}. Connect as the role that owns "
+            "the schema `qigstore`, or have it grant the right.",
+        )
 
 
 class SchemaOutdated(StoreError):
@@ -259,11 +278,11 @@ class CheckpointCorrupt(CheckpointError):
     """What is on disk is not what was saved; it is never loaded.
 
     Attributes:
-        path: the file.
+        path: the file, or its URL.
         expected, found: digest, size or field that differs.
     """
 
-    def __init__(self, path: Path, what: str, *, expected: object, found: object) -> None:
+    def __init__(self, path: Path | str, what: str, *, expected: object, found: object) -> None:
         self.path, self.what, self.expected, self.found = path, what, expected, found
         super().__init__(
             f"{path}: {what}: expected {expected}, found {found}. "
@@ -275,13 +294,14 @@ class CheckpointCorrupt(CheckpointError):
         """The same for a table: the file without its folder, digests by their first digits."""
         sides = [str(side) for side in (self.expected, self.found)]
         expected, found = (f"{side[:12]}…" if len(side) > 60 else side for side in sides)
-        return f"{self.path.name}: {self.what}: expected {expected}, found {found}"
+        name = str(self.path).rpartition("/")[2]
+        return f"{name}: {self.what}: expected {expected}, found {found}"
 
 
 class CheckpointFormatError(CheckpointError):
     """Not a checkpoint this version can read."""
 
-    def __init__(self, path: Path, reason: str) -> None:
+    def __init__(self, path: Path | str, reason: str) -> None:
         self.path, self.reason = path, reason
         super().__init__(f"{path}: {reason}")
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import UUID
 
-from qigstore.checkpoints import CheckpointStore
+from qigstore.checkpoints import open_store
 from qigstore.errors import SpoolBusy, SpoolError, StoreError
 from qigstore.recording.drain import Draining, DrainReport, drain_leftovers
 from qigstore.recording.event_log import EventLog, LoggedEvent
@@ -91,7 +91,7 @@ def waiting_events(settings: Settings) -> int:
 def _index_checkpoints(store: Store, settings: Settings, session: str) -> None:
     """Give every committed folder of a session its row."""
     session_id = store.sessions.get(session).id
-    for checkpoint in CheckpointStore(settings.checkpoint_root).scan(session):
+    for checkpoint in open_store(settings.checkpoint_root).scan(session):
         store.checkpoints.add(located(store, session_id, checkpoint))
 
 

@@ -14,9 +14,10 @@ from threading import Lock
 from typing import TYPE_CHECKING
 from uuid import UUID
 
-from qigstore.checkpoints import CheckpointManager, CheckpointStore, Retention
-from qigstore.checkpoints.keeper import CheckpointRows
+from qigstore.checkpoints import CheckpointManager, Retention, open_store
+from qigstore.checkpoints.base import BaseStore
 from qigstore.checkpoints.ranking import best_first, finite, judge, newest_first
+from qigstore.checkpoints.rows import CheckpointRows
 from qigstore.database.engine import address_of, open_database
 from qigstore.errors import StoreUnavailable
 from qigstore.leftovers import OFFLINE, located, resolved, settle_leftovers
@@ -130,6 +131,17 @@ class Link:
         """Put an event into a file."""
         return self._log.write(self.session.name, event, attempt_id=self.attempt.id)
 
+    def append_event(self, event: Event) -> None:
+        """Put an event where it outlives this process, at once."""
+        self._log.append(self.session.name, event, attempt_id=self.attempt.id)
+
+    def prepare_log(self) -> None:
+        """Have the event log ready for an event in a hurry."""
+        try:
+            self._log.prepare()
+        except OSError as error:
+            _log.warning("%s: an event will wait for the disk: %s", self._log.root, error)
+
     def store_event(self, event: Event) -> object:
         """Put an event into the database, with the numbers that the attempt has there."""
         store = self.needed()
@@ -196,9 +208,12 @@ class Link:
         self.write_event(replace(event, detail=detail, checkpoint_id=checkpoint, resolved_at=now))
 
     def end(self) -> None:
-        """Tell the database what is noted of the attempt; nothing where it never knew it."""
+        """Tell the database what is noted of the attempt; nothing where it never knew it.
+
+        Rank 0 speaks for all.
+        """
         notes = self._notes
-        if self.store is None or notes.status is None:
+        if self.store is None or notes.status is None or self.spool.identity.rank != 0:
             return
         if notes.resumed_step is not None:
             self.store.sessions.set_lineage(self.attempt.id, notes.resumed_from, notes.resumed_step)
@@ -210,6 +225,7 @@ class Link:
         """Let go of the database."""
         with self._lock:
             self._closed = True
+        self._log.close()
         if self.store is not None:
             self.store.close()
 
@@ -232,7 +248,7 @@ class FolderRows:
     """
 
     def __init__(
-        self, store: CheckpointStore, session: str, events: Callable[[], Iterable[LoggedEvent]]
+        self, store: BaseStore, session: str, events: Callable[[], Iterable[LoggedEvent]]
     ) -> None:
         self._store, self._session, self._events = store, session, events
 
@@ -332,7 +348,7 @@ def linked_checkpoints(
     settings: Settings, link: Link, tell: Callable[..., object]
 ) -> CheckpointManager:
     """The checkpoints of an attempt; `tell(rule, message, step=…)` hears of a save that failed."""
-    folders = CheckpointStore(settings.checkpoint_root)
+    folders = open_store(settings.checkpoint_root)
 
     def report(checkpoint: UUID, step: int, error: Exception) -> None:
         message = f"checkpoint {checkpoint} was not saved: {error}"
@@ -345,7 +361,7 @@ def linked_checkpoints(
 
 def folder_checkpoints(settings: Settings, link: Link) -> CheckpointManager:
     """The same checkpoints, by their folders and the event log alone."""
-    folders = CheckpointStore(settings.checkpoint_root)
+    folders = open_store(settings.checkpoint_root)
     rows = FolderRows(folders, link.session.name, link.logged_events)
     return _manager(settings, link, folders, rows)
 
@@ -353,7 +369,7 @@ def folder_checkpoints(settings: Settings, link: Link) -> CheckpointManager:
 def _manager(
     settings: Settings,
     link: Link,
-    folders: CheckpointStore,
+    folders: BaseStore,
     rows: CheckpointRows,
     *,
     on_error: Callable[[UUID, int, Exception], None] | None = None,

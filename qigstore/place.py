@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 from qigstore.errors import NotFound
 
 if TYPE_CHECKING:
-    from qigstore.checkpoints import CheckpointManager, CheckpointStore, Retention
-    from qigstore.checkpoints.catalog import Catalog, Found
+    from qigstore.checkpoints import CheckpointManager, Retention
+    from qigstore.checkpoints.base import BaseStore
+    from qigstore.checkpoints.catalog import BaseCatalog, Found
     from qigstore.records import Candidate, Checkpoint
     from qigstore.repository import Store
     from qigstore.settings import Settings
@@ -27,8 +28,8 @@ class Place:
     """The settings' folders of checkpoints, and their store: None where no database answers."""
 
     settings: Settings
-    folders: CheckpointStore
-    catalog: Catalog
+    folders: BaseStore
+    catalog: BaseCatalog
     store: Store | None
 
     def session(self, name: str) -> tuple[int, int]:
@@ -118,10 +119,10 @@ class Place:
 
 def folders_only(settings: Settings | None = None) -> Place:
     """The folders alone; asks no database."""
-    from qigstore.checkpoints import CheckpointStore
-    from qigstore.checkpoints.catalog import Catalog
+    from qigstore.checkpoints import open_store
+    from qigstore.checkpoints.catalog import catalog_of
     from qigstore.settings import load_settings
 
     settings = settings or load_settings()
-    folders = CheckpointStore(settings.checkpoint_root)
-    return Place(settings, folders, Catalog(folders), None)
+    folders = open_store(settings.checkpoint_root)
+    return Place(settings, folders, catalog_of(folders), None)

@@ -22,10 +22,13 @@ __all__ = [
     "CheckpointStatus",
     "Decision",
     "Event",
+    "Location",
     "Scope",
     "SessionInfo",
     "Severity",
     "TelemetryRow",
+    "Url",
+    "location",
 ]
 
 AttemptStatus = Literal["running", "completed", "aborted", "failed", "lost"]
@@ -63,6 +66,37 @@ Any other name is a custom metric: a place in `float8[]` named by the session's 
 """
 
 
+class Url(str):
+    """A place that is no path of this machine, ``s3://bucket/checkpoints``; goes on like a path.
+
+    >>> Url("s3://bucket/checkpoints/") / "ocean"
+    's3://bucket/checkpoints/ocean'
+    """
+
+    __slots__ = ()
+
+    def __truediv__(self, name: str) -> Url:
+        return Url(f"{self.rstrip('/')}/{name}")
+
+    @property
+    def name(self) -> str:
+        """The last part."""
+        return self.rstrip("/").rpartition("/")[2]
+
+    @property
+    def parent(self) -> Url:
+        """What it lies in."""
+        return Url(self.rstrip("/").rpartition("/")[0])
+
+
+Location = Path | Url
+
+
+def location(text: str | Path) -> Location:
+    """A path, or where a protocol is named a URL."""
+    return Url(text) if isinstance(text, str) and "://" in text else Path(text)
+
+
 @dataclass(frozen=True, slots=True)
 class SessionInfo:
     """One named training effort, as the store sees it now."""
@@ -90,6 +124,8 @@ class AttemptInfo:
     pid: int
     started_at: datetime
     heartbeat_at: datetime
+    heartbeat_limit_s: float = 30.0
+    """Running and not heard of for longer, it counts as lost."""
     ended_at: datetime | None = None
     resumed_from: UUID | None = None
     """The checkpoint it started from, if any."""
@@ -138,7 +174,10 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """One committed state of a session. The folder is the truth; the row is an index to it."""
+    """One committed state of a session. The folder is the truth; the row is an index to it.
+
+    Where a session's checkpoints lie in an object store, its path is a URL.
+    """
 
     id: UUID
     session_id: int
@@ -146,7 +185,7 @@ class Checkpoint:
     step: int
     kind: CheckpointKind
     status: CheckpointStatus
-    path: Path
+    path: Location
     bytes: int
     digest: str
     """BLAKE3 of the manifest, hex; the manifest holds the digest of every file and tensor."""

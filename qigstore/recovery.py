@@ -8,7 +8,7 @@ checkpoint that several attempts resumed from without getting anywhere is passed
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -16,7 +16,6 @@ from typing import Any, Literal, Protocol, get_args
 from uuid import UUID, uuid4
 
 from qigstore.checkpoints import CheckpointManager
-from qigstore.checkpoints.holds import in_use
 from qigstore.errors import (
     CheckpointCorrupt,
     CheckpointError,
@@ -24,7 +23,7 @@ from qigstore.errors import (
     NoHealthyCheckpoint,
     NotFound,
 )
-from qigstore.records import AttemptInfo, Candidate, Checkpoint, Decision, Event
+from qigstore.records import AttemptInfo, Candidate, Checkpoint, Decision, Event, Location
 
 __all__ = [
     "POISON_LIMIT",
@@ -227,7 +226,7 @@ def recover(
     recent: int = RECENT,
     has_default: bool = False,
     dry_run: bool = False,
-    load: bool = True,
+    load: bool | Callable[[Location], Any] = True,
     skip_margin: int = SKIP_MARGIN,
     poison_limit: int = POISON_LIMIT,
 ) -> tuple[Any, Decision]:
@@ -240,7 +239,8 @@ def recover(
         policy, recent: see `decide`.
         has_default: the caller can start afresh; then nothing fit is no error.
         dry_run: say what would happen; verify, but load, move and store nothing.
-        load: False: put aside what is corrupt, but only verify what is chosen, and return no state.
+        load: how to load it, `manager.store.load` unless told otherwise; False: put aside what is
+            corrupt, but only verify what is chosen, and return no state.
         skip_margin: steps left out after a critical event, see `steps_to_skip`.
         poison_limit: fruitless resumes after which a checkpoint is passed over.
 
@@ -254,7 +254,8 @@ def recover(
     if not dry_run:
         manager.reconcile()
     known = _known(manager, repository, attempt)
-    how = _How(policy, recent, poison_limit, dry=dry_run, loads=load and not dry_run)
+    loader = manager.store.load if load is True else load or None
+    how = _How(policy, recent, poison_limit, dry=dry_run, load=None if dry_run else loader)
     choice = _choose(manager, known, how)
     chosen = choice.chosen
     decision = Decision(
@@ -282,7 +283,7 @@ class _How:
     recent: int
     poison_limit: int
     dry: bool
-    loads: bool
+    load: Callable[[Location], Any] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -369,9 +370,9 @@ def _first_sound(
         key = item.checkpoint.id
         path = manager.store.locate(manager.session_name, key)
         try:
-            with in_use(path):
-                if how.loads:
-                    return item.checkpoint, manager.store.load(path), refused
+            with manager.store.in_use(path):
+                if how.load is not None:
+                    return item.checkpoint, how.load(path), refused
                 manager.store.verify(path)
                 return item.checkpoint, None, refused
         except CheckpointCorrupt as error:

@@ -1,45 +1,43 @@
-"""The rooms of one attempt, built in order and joined by callables; closed in the reverse order.
+"""The rooms of one attempt, joined by callables; closed in the reverse order of their opening.
 
 Everything that one room needs of another passes through here, so that none of them knows another.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from functools import partial
-from signal import Signals
 from typing import TYPE_CHECKING, Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
-from qigstore.attempt import Claim, claim, claim_offline
 from qigstore.checkpoints import CheckpointManager
-from qigstore.database.engine import address_of, open_database
 from qigstore.errors import (
     EXIT_EMERGENCY,
     CheckpointError,
-    ConfigurationError,
     InvalidInput,
     NotStored,
-    SchemaOutdated,
+    RankError,
     StoreError,
     StoreUnavailable,
 )
 from qigstore.leftovers import OtherLeftovers
-from qigstore.link import Link, folder_checkpoints, linked_checkpoints
-from qigstore.recording import Recorder, Spool, Writer
+from qigstore.link import Link, folder_checkpoints
+from qigstore.recording import Recorder, Writer
 from qigstore.recording.late_writer import LateWriter
-from qigstore.records import AttemptStatus, CheckpointKind, Decision, Event
+from qigstore.records import AttemptStatus, CheckpointKind, Decision, Event, Location
 from qigstore.recovery import Policy, recover
-from qigstore.repository import Store
 from qigstore.safety.detectors import Alarm
-from qigstore.safety.emergency import Emergency, LeaveStep, Origin, Outcome, leave
+from qigstore.safety.emergency import Emergency, LeaveStep, Outcome, leave
 from qigstore.safety.lookout import Lookout
 from qigstore.safety.notify import Notifier
 from qigstore.safety.pulse import Pulse
+from qigstore.safety.ranks import Together, Wish, led
 from qigstore.safety.reset import Resets, SoftReset
 from qigstore.safety.rules import RuleSet
 from qigstore.safety.signals import Deadline, SignalWatch
@@ -47,14 +45,15 @@ from qigstore.safety.signals import Deadline, SignalWatch
 if TYPE_CHECKING:
     from qigstore.settings import Settings
 
-__all__ = ["Rooms", "open_rooms"]
+__all__ = ["WATCHDOG_S", "Rooms"]
 
 _log = logging.getLogger(__name__)
 _LEEWAY_S = 1.0
-_WATCHDOG_S = 5.0
+WATCHDOG_S = 5.0
 """More than the way out has: it ends by itself unless it hangs."""
 _ROW_METRICS_MAX = 50
 """Of the row that an event keeps: a row may have thousands."""
+_REASON_MAX = 2000
 _OTHERS_LIMIT_S = 5.0
 """How long closing waits for what other sessions left; it is shipped another time otherwise."""
 
@@ -80,6 +79,8 @@ class Rooms:
     resets: Resets
     notice_signal: Callable[[int], None]
     """Ask for the stop that a signal means."""
+    together: Together | None = None
+    """The other ranks; None: this process trains alone."""
     checkpoint_wanted: list[str] = field(default_factory=list)
     """Reasons of alarms that asked for a checkpoint since the last one."""
     asked_to_save: list[Event] = field(default_factory=list)
@@ -92,14 +93,66 @@ class Rooms:
     # -- what a run does ----------------------------------------------------------------------
 
     @property
-    def should_stop(self) -> bool:
-        """Whether an alarm, a signal or a person asked this run to stop."""
+    def asked_to_stop(self) -> bool:
+        """Whether an alarm, a signal or a person asked this process to stop."""
         return self.emergency.stop.requested or self.signals.signum is not None
 
     @property
+    def should_stop(self) -> bool:
+        """Whether the run stops now: with other ranks, only once all of them do."""
+        return self.asked_to_stop if self.together is None else self.together.stopping
+
+    @property
     def saves_on_stop(self) -> bool:
-        """Whether the stop that was asked for wants a checkpoint first."""
-        return self.should_stop and self.emergency.stop.checkpoint
+        """Whether the stop that was asked for wants a checkpoint first, and from this process."""
+        stop, together = self.emergency.stop, self.together
+        wanted = stop.checkpoint if together is None else together.saves and together.first
+        return self.should_stop and wanted
+
+    @property
+    def saves(self) -> bool:
+        """Whether checkpoints are this process's to write: ranks hold the same state."""
+        return self.together is None or self.together.first
+
+    def meet(self, step: int, *, last: bool = False) -> None:
+        """Between two steps: have all ranks do what one of them wants.
+
+        `last`: after the last step.
+        """
+        together = self.together
+        if together is None or together.stopping or not (last or together.due(step)):
+            return
+        self.heed_signal()
+        wish = Wish.CHECKPOINT if self.checkpoint_wanted else Wish.GO_ON
+        if (stop := self.emergency.stop).requested:
+            wish = Wish.STOP if stop.checkpoint else Wish.LEAVE
+        agreed = together.meet(wish, step)
+        if not together.first:
+            self._answer_asked("left to rank 0", None)
+        elif agreed == Wish.CHECKPOINT and not self.checkpoint_wanted:
+            self.checkpoint_wanted.append("another rank wants it")
+
+    def heed_signal(self) -> None:
+        """Make a signal a wish to stop: the thread that does so may not have come to it yet."""
+        if self.signals.signum is not None:
+            self.notice_signal(self.signals.signum)
+
+    def lose_rank(self, error: BaseException) -> None:
+        """The training's own exchange failed: a rank is gone, and this one leaves, too."""
+        assert self.together is not None
+        self.heed_signal()
+        why = f"the ranks' exchange broke off: {type(error).__name__}: {error}"
+        self.together.lose(why, self.recorder.last_step)
+
+    def report_failure(self, error: BaseException) -> None:
+        """Say which rank failed: the attempt's end is told by rank 0 alone."""
+        message = f"{type(error).__name__}: {error}"[:_REASON_MAX]
+        self.emergency.report("rank failed", message, step=self.recorder.last_step)
+
+    def report_unsaved(self, step: int, why: str) -> None:
+        """Say why a state was not saved when a rank was lost."""
+        message = f"the state of step {step} is not saved, the last checkpoint holds: {why}"
+        self.emergency.report("not saved", message, step=step)
 
     def raise_alarms(self, alarms: Sequence[Alarm]) -> None:
         """Make the events of a step's alarms, each with its row and rule, and act on them."""
@@ -134,13 +187,42 @@ class Rooms:
             self._remember(known["metadata"])
         return known is not None
 
-    def recover(self, *, policy: Policy, has_default: bool) -> tuple[Any, Decision]:
+    def recover(
+        self, *, policy: Policy, has_default: bool, load: bool | Callable[[Location], Any] = True
+    ) -> tuple[Any, Decision]:
         """Choose, verify and load; then judge as the run did that saved it.
 
         With no database in reach the folders and the event log decide: then nothing is known of
         steps to skip, nor of checkpoints that several attempts resumed from in vain.
         """
-        choose = partial(recover, policy=policy, has_default=has_default)
+        if self.together is None or load is not True:  # ranks that load a part each ask together
+            return self._recover(policy, has_default, load)
+        return self._recover_together(self.together, policy, has_default)
+
+    def _recover_together(
+        self, together: Together, policy: Policy, has_default: bool
+    ) -> tuple[Any, Decision]:
+        """Rank 0 decides; each of the others loads, and verifies, what it chose."""
+        found: list[tuple[Any, Decision]] = []
+
+        def decide() -> str:
+            found.append(self._recover(policy, has_default, True))
+            return _told(found[0][1])
+
+        told = led(together.ranks, "recover", decide)
+        if found:
+            return found[0]
+        decision = _decision(told, self.checkpoints, policy)
+        if decision.chosen is None:
+            return None, decision
+        state = self.checkpoints.load(decision.chosen.id)
+        self._remember(decision.chosen.metadata)
+        return state, decision
+
+    def _recover(
+        self, policy: Policy, has_default: bool, load: bool | Callable[[Location], Any]
+    ) -> tuple[Any, Decision]:
+        choose = partial(recover, policy=policy, has_default=has_default, load=load)
         try:
             if self.link.store is None:
                 state, decision = self._recover_from_folders(choose)
@@ -188,16 +270,18 @@ class Rooms:
     def watched(self, what: str) -> Iterator[None]:
         """While the run leaves: whatever hangs is shown (all stacks), and the process ends."""
         stop = self.emergency.stop
-        if not self.should_stop:
+        if not (self.should_stop or self.asked_to_stop):
             yield
             return
         status = 128 + stop.signum if stop.signum else EXIT_EMERGENCY
-        limit_s = self.settings.abort_deadline_s + _WATCHDOG_S
+        limit_s = self.settings.abort_deadline_s + WATCHDOG_S
         with Deadline.during(limit_s, status, f"stopping ({stop.reason}), {what}"):
             yield
 
-    def save(self, state: Any, step: int) -> UUID | None:
+    def save(self, state: Any, step: int, *, by: Callable[..., UUID] | None = None) -> UUID | None:
         """Save a state with what was recorded at its step; waits when the run is to stop.
+
+        `by`: another way of saving than the checkpoints' own `save`.
 
         Returns:
             The checkpoint's id; None where the disk failed (said by an event; training goes on).
@@ -214,9 +298,9 @@ class Rooms:
             _REFERENCE: None if reference is None else reference.tolist(),
         }
         kind: CheckpointKind = "emergency" if self._in_alarm else "regular"
-        if self.emergency.stop.event is not None:
-            metadata["event"] = str(self.emergency.stop.event.id)
-        saved = self.checkpoints.save(
+        if (why := self._why_stopping) is not None:
+            metadata["event"] = why
+        saved = (by or self.checkpoints.save)(
             state,
             step=step,
             phi=recorded.get("phi"),
@@ -225,9 +309,7 @@ class Rooms:
             kind=kind,
             metadata=metadata,
         )
-        self.checkpoint_wanted.clear()
-        while self.asked_to_save:
-            self.lookout.acted(self.asked_to_save.pop(), f"saved at step {step}", saved)
+        self._answer_asked(f"saved at step {step}", saved)
         if self.should_stop:
             try:
                 self.checkpoints.wait(self.settings.abort_deadline_s / 2)
@@ -238,11 +320,39 @@ class Rooms:
             self.saved_on_stop = saved
         return saved
 
+    def _answer_asked(self, result: str, saved: UUID | None) -> None:
+        self.checkpoint_wanted.clear()
+        while self.asked_to_save:
+            self.lookout.acted(self.asked_to_save.pop(), result, saved)
+
+    def tell_saved(self) -> None:
+        """Have the other ranks wait until rank 0 has saved, and know what.
+
+        They would leave earlier, and whoever started them all might not wait for rank 0.
+        """
+        together = self.together
+        if together is None or together.lost:
+            return
+        try:
+            told = together.ranks.tell(str(self.saved_on_stop or ""), 0)
+        except RankError as error:
+            _log.warning("what rank 0 saved is not known here: %s", error)
+            return
+        self.saved_on_stop = UUID(told) if told else None
+
     @property
     def _in_alarm(self) -> bool:
-        event = self.emergency.stop.event
+        event, together = self.emergency.stop.event, self.together
         stopped_by_rule = event is not None and event.severity == "critical"
-        return stopped_by_rule or bool(self.checkpoint_wanted)
+        elsewhere = together is not None and together.alarm
+        return stopped_by_rule or elsewhere or bool(self.checkpoint_wanted)
+
+    @property
+    def _why_stopping(self) -> str | None:
+        """The id of the event that stops the run, of another rank's where it is that one."""
+        if (event := self.emergency.stop.event) is not None:
+            return str(event.id)
+        return None if self.together is None else self.together.event
 
     # -- leaving ------------------------------------------------------------------------------
 
@@ -324,171 +434,27 @@ def _raise_first(outcomes: Sequence[Outcome]) -> None:
             raise StoreError(f"closing the run: {item}")
 
 
-def open_rooms(
-    settings: Settings, name: str, config: Mapping[str, Any], *, rules: Any, takeover: bool
-) -> Rooms:
-    """Claim the session and build the rooms; on failure nothing stays open.
-
-    A database that is away, refuses us or has another schema is no reason not to train: the rows
-    wait in the spool, one warning says so, and the writer goes on asking.
-
-    Raises:
-        SessionBusy, SpoolFull, ConfigurationError, InvalidInput.
-    """
-    declared = RuleSet.of(settings.rules if rules is None else rules)
-    with ExitStack() as undo:
-        try:
-            store, claimed, why = _claim(settings, name, config, takeover=takeover)
-        except OSError as error:
-            raise ConfigurationError(
-                f"the data folder {settings.home} cannot be used: {error}. "
-                "Set QIGSTORE_HOME to a folder that you can write."
-            ) from error
-        if store is not None:
-            undo.callback(store.close)
-        undo.callback(claimed.withdraw, store)
-        rooms = _build(settings, Link(settings, claimed, store), claimed, declared, why)
-        if why is not None and settings.mode == "online":
-            warnings.warn(
-                f"{why} Training goes on; what is recorded waits in {claimed.spool.folder} and is "
-                "stored as soon as the database can be had, in this run or by a later one.",
-                RuntimeWarning,
-                4,
-            )
-        rooms.writer.start()
-        rooms.emergency.start()
-        rooms.signals.install()
-        undo.pop_all()
-    return rooms
-
-
-def _claim(
-    settings: Settings, name: str, config: Mapping[str, Any], *, takeover: bool
-) -> tuple[Store | None, Claim, str | None]:
-    """The store, if there is one; the claim; and why there is none."""
-    address: str | None = address_of(settings)
-    why = "this run is offline: its rows wait for another process"
-    if settings.mode == "online":
-        try:
-            store = Store(open_database(settings))
-            try:
-                return store, claim(store, settings, name, config, takeover=takeover), None
-            except BaseException:
-                store.close()
-                raise
-        except (StoreUnavailable, SchemaOutdated) as error:
-            why = str(error)
-    elif settings.dsn is None:
-        address = None  # no database was named: the first that any process reaches is the one
-    return None, claim_offline(settings, name, config, takeover=takeover, address=address), why
-
-
-def _build(
-    settings: Settings, link: Link, claimed: Claim, rules: RuleSet, why: str | None
-) -> Rooms:
-    wanted: list[str] = []
-    notifier = Notifier.of(settings, link.session.name)
-    emergency = _emergency(settings, link, wanted, notifier)
-    recorder = Recorder(claimed.spool, bind_rules=rules.bind)
-
-    def notice_signal(signum: int) -> None:
-        reason = f"{Signals(signum).name} received"
-        emergency.request_stop(reason, signum=signum, step=recorder.last_step)
-
-    def connect() -> Writer:
-        return _connect(rooms, claimed.spool)
-
-    tell_idle = partial(emergency.report, "rules", severity="info")
-    lookout = Lookout(
-        rules,
-        lambda: (claimed.spool.seq, recorder.last_step),
-        lambda alarm: rooms.raise_alarms((alarm,)),
-        link.tell_event,
-        # Who declared no rules is not told that the default ones watch a loss.
-        idle=None if rules.rules == RuleSet.of(None).rules else tell_idle,
-    )
-
-    if why is None:
-        writer: Writer | LateWriter = _writer(settings, link, claimed.spool, claimed.epoch)
-    else:
-        again = connect if settings.mode == "online" else None
-        writer = LateWriter(claimed.spool, again, why)
-    rooms = Rooms(
-        settings=settings,
-        link=link,
-        rules=rules,
-        recorder=recorder,
-        writer=writer,
-        checkpoints=linked_checkpoints(settings, link, emergency.report),
-        emergency=emergency,
-        # The orderly way out has the deadline; the watch's own is for when that way hangs.
-        signals=SignalWatch(notice_signal, deadline_s=settings.abort_deadline_s + _WATCHDOG_S),
-        pulse=Pulse(
-            link.heartbeat,
-            link.asked_to_stop,
-            emergency.heed,
-            interval_s=settings.heartbeat_interval_s,
-            look=lookout.look,
-        ),
-        lookout=lookout,
-        notifier=notifier,
-        resets=Resets(emergency, lookout.over),
-        notice_signal=notice_signal,
-        checkpoint_wanted=wanted,
-    )
-    if link.store is not None:
-        _reached(rooms)
-    return rooms
-
-
-def _connect(rooms: Rooms, spool: Spool) -> Writer:
-    """Reach the database after all; then go on as if it had been there from the start.
-
-    Raises:
-        StoreError: still not.
-    """
-    target = rooms.link.open()
-    rooms.checkpoints.session_id, rooms.checkpoints.attempt = target.session_id, target.attempt
-    rooms.emergency.origin = Origin(target.session_id, target.attempt)
-    store = rooms.link.needed()
-    _log.info("the database can be had: %s", store.database.address)
-    mine = rooms.link.attempt
-    for other in store.sessions.attempts(target.session_id):
-        if other.status == "running" and (other.host, other.pid) != (mine.host, mine.pid):
-            # Nobody could tell when this run opened; both are kept, each as an attempt.
-            message = f"process {other.pid} on {other.host} records this session at the same time"
-            rooms.emergency.report("second attempt", message)
-    _reached(rooms)
-    return _writer(rooms.settings, rooms.link, spool, target.epoch)
-
-
-def _reached(rooms: Rooms) -> None:
-    """Begin what needs a database: the pulse, and shipping what others left."""
-    rooms.pulse.start()
-    session, address = rooms.link.session.name, address_of(rooms.settings)
-    rooms.others = OtherLeftovers(rooms.link.needed(), rooms.settings, session, address)
-    rooms.others.start()
-
-
-def _emergency(settings: Settings, link: Link, wanted: list[str], notifier: Notifier) -> Emergency:
-    asked = settings.mode == "online"
-    return Emergency(
-        Origin(link.session.id, link.attempt.number),
-        write_event=link.write_event,
-        store_event=link.store_event if asked else None,
-        ship=link.ship_events if asked else None,
-        request_checkpoint=wanted.append,
-        notify=notifier.notify,
+def _told(decision: Decision) -> str:
+    """What the other ranks need to know of rank 0's decision."""
+    chosen = decision.chosen
+    return json.dumps(
+        {
+            "chosen": None if chosen is None else str(chosen.id),
+            "skip_steps": decision.skip_steps,
+            "reason": decision.reason,
+        }
     )
 
 
-def _writer(settings: Settings, link: Link, spool: Spool, epoch: int) -> Writer:
-    return Writer(
-        link.needed(),
-        spool,
-        session_id=link.session.id,
-        attempt=link.attempt.number,
-        epoch=epoch,
-        flush_interval_s=settings.flush_interval_s,
-        batch_rows_max=settings.batch_rows_max,
-    )
+def _decision(told: str, manager: CheckpointManager, policy: Policy) -> Decision:
+    """Rank 0's decision, as far as the other ranks need to know it."""
+    answer = json.loads(told)
+    chosen, skip = answer["chosen"], answer["skip_steps"]
+    if chosen is not None:
+        path = manager.store.locate(manager.session_name, chosen)
+        chosen = manager.store.record(path, session_id=manager.session_id)
+    return Decision(
+        id=uuid4(), session_id=manager.session_id, policy=policy, chosen=chosen, candidates=(),
+        reason=answer["reason"], decided_at=datetime.now(UTC), attempt=manager.attempt,
+        skip_steps=None if skip is None else (skip[0], skip[1]),
+    )  # fmt: skip

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 from qigstore.errors import (
     EXIT_EMERGENCY,
+    CheckpointError,
+    CheckpointUnsupported,
     ConfigurationError,
     EmergencyStop,
     QigstoreError,
@@ -24,12 +26,15 @@ from qigstore.settings import Settings, load_settings
 
 if TYPE_CHECKING:
     from pathlib import Path
+    from uuid import UUID
 
+    from qigstore.checkpoints.sharded import ShardedCheckpoints
     from qigstore.query import Curve
     from qigstore.recording import Health
-    from qigstore.records import AttemptStatus, Decision
+    from qigstore.records import AttemptStatus, Checkpoint, Decision, Location
     from qigstore.recovery import Policy
     from qigstore.rooms import Rooms
+    from qigstore.safety.ranks import Ranks
     from qigstore.safety.rules import Rule, RuleSet
 
 __all__ = ["Run", "session"]
@@ -47,6 +52,7 @@ def session(
     rules: Rules = None,
     policy: Policy = "best",
     takeover: bool = False,
+    ranks: Ranks | None = None,
     quiet: bool = False,
     **settings: Any,
 ) -> Run:
@@ -60,6 +66,9 @@ def session(
             and drifts of `loss`.
         policy: which healthy checkpoint `recover` takes: "best", "newest" or "best_recent".
         takeover: shut out another living process that records this session.
+        ranks: the processes that train one state together, such as
+            `qigstore.integrations.torch.ranks()` makes; each of them opens the session, and they
+            stop together, between two steps of `steps`.
         quiet: do not print the recovery's decision to stderr.
         settings: any field of `qigstore.Settings`, such as `dsn`, `home`, `settle_steps`; `mode`
             is "online", "offline" (no database is asked; rows wait in the spool for a later
@@ -79,6 +88,7 @@ def session(
         rules=rules,
         policy=policy,
         takeover=takeover,
+        ranks=ranks,
         quiet=quiet,
         settings=load_settings(**settings),
     )
@@ -100,6 +110,7 @@ class Run:
         rules: Rules,
         policy: Policy,
         takeover: bool,
+        ranks: Ranks | None,
         quiet: bool,
         settings: Settings,
     ) -> None:
@@ -110,9 +121,11 @@ class Run:
         self._rules = rules
         self._policy = policy
         self._takeover = takeover
-        self._quiet = quiet
+        self._ranks = ranks
+        # Rank 0 speaks for all.
+        self._quiet = quiet or (ranks is not None and ranks.rank != 0)
         self._rooms: Rooms | None = None
-        self._offered: tuple[Any, int] | None = None
+        self._offered: tuple[Any, int, object] | None = None
         self._saved_step: int | None = None
 
     # -- opening and closing ------------------------------------------------------------------
@@ -138,14 +151,20 @@ class Run:
             SessionBusy: another living process records this session.
             SpoolFull: the disk has no room for the first rows.
             ConfigurationError: the data folder cannot be used.
+            RankError: another rank could not open it, or does not answer.
         """
         if self._rooms is not None:
             raise ConfigurationError(f"the run {self.name!r} is open already")
         if self.settings.mode != "off":
-            from qigstore.rooms import open_rooms
+            from qigstore.opening import open_rooms
 
             self._rooms = open_rooms(
-                self.settings, self.name, self.config, rules=self._rules, takeover=self._takeover
+                self.settings,
+                self.name,
+                self.config,
+                rules=self._rules,
+                takeover=self._takeover,
+                ranks=self._ranks,
             )
         return self
 
@@ -156,11 +175,14 @@ class Run:
             NotStored: recorded rows still wait in the spool (the database is away).
             EmergencyStop: the run was stopped by a rule or by request.
         """
-        rooms, self._rooms = self._rooms, None
+        rooms = self._rooms
         if rooms is None or rooms.link.spool.forked:
+            self._rooms = None
             return  # a forked child has nothing of its parent's run to close
-        if rooms.signals.signum is not None:
-            rooms.notice_signal(rooms.signals.signum)  # its thread may not have come to it yet
+        if error is not None and self._broke_off(rooms, error):
+            error = None  # another rank's end, not this one's own failure
+        self._rooms = None
+        rooms.heed_signal()
         status, reason, code = _outcome(rooms, error)
         try:
             with rooms.watched("closing the run"):
@@ -173,13 +195,34 @@ class Run:
             warnings.warn(f"on closing the run: {waiting}", RuntimeWarning, stacklevel=3)
         if self.settings.mode == "offline" and not self._quiet:
             sys.stderr.write(_waiting(rooms))
-        if error is not None:
-            rooms.signals.restore()
-            return
-        rooms.signals.re_raise()
         stop = rooms.emergency.stop
-        if stop.requested:
+        if error is not None or (stop.requested and stop.signum is None):
+            # A signal that comes once it leaves for another reason changes nothing.
+            rooms.signals.restore()
+        else:
+            rooms.signals.re_raise()
+        if error is None and stop.requested:
             raise EmergencyStop(stop.reason or "asked to stop", event=stop.event)
+
+    def _broke_off(self, rooms: Rooms, error: BaseException) -> bool:
+        """Whether the training broke off because another rank is gone; then save and leave."""
+        together = rooms.together
+        if together is None or not isinstance(error, Exception):
+            return False
+        if not together.ranks.broke(error):
+            rooms.report_failure(error)
+            return False
+        rooms.lose_rank(error)
+        if self._offered is not None and rooms.saves:
+            state, step, mark = self._offered
+            if mark is None or together.ranks.mark(state) != mark:
+                rooms.report_unsaved(step, "it may have been written to since it was offered")
+                return True
+            try:
+                self._save_on_stop(rooms)
+            except CheckpointError as refused:
+                rooms.report_unsaved(step, str(refused))
+        return True
 
     def _opened(self) -> Rooms | None:
         """The rooms; None in mode "off".
@@ -209,15 +252,24 @@ class Run:
         rooms = self._opened()
         if rooms is None:
             return default() if callable(default) else default
-        state, self.decision = rooms.recover(policy=self._policy, has_default=default is not None)
+        state, chosen = self._recover(rooms, has_default=default is not None)
+        if chosen is not None:
+            return state
+        return default() if callable(default) else default
+
+    def _recover(
+        self, rooms: Rooms, *, has_default: bool, load: bool | Callable[[Location], Any] = True
+    ) -> tuple[Any, Checkpoint | None]:
+        policy = self._policy
+        state, self.decision = rooms.recover(policy=policy, has_default=has_default, load=load)
         if not self._quiet:
             from qigstore.recovery import explain
 
             sys.stderr.write(explain(self.decision))
-        if self.decision.chosen is not None:
-            self._saved_step = self.decision.chosen.step
-            return state
-        return default() if callable(default) else default
+        chosen = self.decision.chosen
+        if chosen is not None:
+            self._saved_step = chosen.step
+        return state, chosen
 
     def steps(self, start: int, stop: int) -> Iterator[int]:
         """Yield the steps from `start` up to `stop`, ending early at a safe point when asked to.
@@ -227,17 +279,26 @@ class Run:
         """
         skip = self.decision.skip_steps if self.decision is not None else None
         for step in range(start, stop):
-            if self._rooms is not None and self._rooms.reset_if_wanted(step):
-                self._offered = None  # the state that was left behind
+            if self._rooms is not None:
+                self._rooms.meet(step)
+                if self._rooms.reset_if_wanted(step):
+                    self._offered = None  # the state that was left behind
             if self.should_stop:
                 break
             if skip is not None and skip[0] <= step <= skip[1]:
                 continue
             yield step
-        if self._offered is not None and self._rooms is not None and self._rooms.saves_on_stop:
-            state, step = self._offered
+        if self._rooms is not None:
+            self._rooms.meet(stop, last=True)
+            self._save_on_stop(self._rooms)
+
+    def _save_on_stop(self, rooms: Rooms) -> None:
+        if self._offered is not None and rooms.saves_on_stop:
+            state, step, _ = self._offered
             if step != self._saved_step:
                 self._save(state, step)
+        if rooms.should_stop:
+            rooms.tell_saved()
 
     def on_soft_reset(
         self, take_in: Callable[[Any], object], *, cooldown_s: float = 60.0, resets_max: int = 3
@@ -254,8 +315,11 @@ class Run:
             resets_max: so many in a row without progress; then the run stops.
 
         Raises:
-            ConfigurationError: a number out of its range.
+            ConfigurationError: a number out of its range; or there are other ranks, which would
+                not go back: then such a rule stops all of them.
         """
+        if self._ranks is not None:
+            raise ConfigurationError("on_soft_reset: ranks go back together, by their next start")
         if (rooms := self._opened()) is not None:
             rooms.arm_soft_reset(take_in, self._policy, cooldown_s, resets_max)
 
@@ -287,37 +351,81 @@ class Run:
     def checkpoint(self, state: Any, *, step: int, every: int = 1) -> bool:
         """Save `state` after each `every` steps, and at once when a stop asks for it.
 
-        The state is copied before this returns; writing, hashing and ranking happen behind.
+        The state is copied before this returns; writing, hashing and ranking happen behind. The
+        first call takes the memory for that copy, as much as the state's arrays, also behind.
+
+        Of several ranks, which hold the same state, rank 0 saves.
 
         Returns:
             Whether this call saved.
+
+        Raises:
+            CheckpointError: this state cannot be saved; told at the first call, due or not.
         """
         rooms = self._opened()
         if rooms is None:
             return False
-        if every < 1:
-            raise ConfigurationError(f"every={every}; expected a number of steps, at least 1")
-        self._offered = (state, step)
-        if rooms.should_stop:
-            due = rooms.saves_on_stop
-        else:
-            due = (step + 1) % every == 0 or bool(rooms.checkpoint_wanted)
-        if not due:
+        due = _due(rooms, step, every)
+        mark = None if rooms.together is None else rooms.together.ranks.mark(state)
+        self._offered = (state, step, mark)
+        if not rooms.saves:
             return False
-        self._save(state, step)
-        return True
+        if due:
+            self._save(state, step)
+        else:
+            rooms.checkpoints.prepare(state, wait=False)
+        return due
 
-    def _save(self, state: Any, step: int) -> None:
+    def sharded(self, *, limit_s: float = 600.0) -> ShardedCheckpoints:
+        """Checkpoints that all ranks of `torch.distributed` save and load together.
+
+        Call it on every rank. Rank 0's run chooses what to recover, and knows when to save and to
+        stop; those of the others may be in mode "off". Where its own is, nothing is done.
+
+        Args:
+            limit_s: how long a rank waits for the slowest other one.
+
+        Raises:
+            CheckpointUnsupported: torch is not installed.
+            CheckpointError: `torch.distributed` is not initialised.
+        """
+        try:
+            from qigstore.checkpoints.sharded import Leader, ShardedCheckpoints
+        except ImportError as error:
+            raise CheckpointUnsupported(
+                f"saving with several ranks needs torch (`pip install 'qigstore[torch]'`): {error}"
+            ) from error
+        rooms = self._opened()
+        if rooms is None or not rooms.saves:
+            return ShardedCheckpoints(None, limit_s=limit_s)
+
+        def recover(load: Callable[[Location], Any]) -> int | None:
+            chosen = self._recover(rooms, has_default=True, load=load)[1]
+            return chosen.step if chosen is not None else None
+
+        def save(commit: Any, step: int) -> None:
+            self._save(commit, step, by=rooms.checkpoints.save_by)
+
+        def due(step: int, every: int) -> tuple[bool, bool]:
+            return _due(rooms, step, every), rooms.should_stop
+
+        leader = Leader(rooms.checkpoints.store, save, recover, due)
+        return ShardedCheckpoints(leader, limit_s=limit_s)
+
+    def _save(self, state: Any, step: int, *, by: Callable[..., UUID] | None = None) -> None:
         assert self._rooms is not None
         with self._rooms.watched("saving its state"):
-            self._rooms.save(state, step)
+            self._rooms.save(state, step, by=by)
         self._saved_step = step
 
     # -- the state of things ------------------------------------------------------------------
 
     @property
     def should_stop(self) -> bool:
-        """Whether a rule, a signal or a person asked this run to stop."""
+        """Whether a rule, a signal or a person asked this run to stop.
+
+        With other ranks: once all of them have agreed to, which they do in `steps`.
+        """
         return self._rooms is not None and self._rooms.should_stop
 
     @property
@@ -385,6 +493,15 @@ class Run:
         """
         if (rooms := self._opened()) is not None:
             rooms.checkpoints.wait(timeout_s)
+
+
+def _due(rooms: Rooms, step: int, every: int) -> bool:
+    """Whether that step is to be saved."""
+    if every < 1:
+        raise ConfigurationError(f"every={every}; expected a number of steps, at least 1")
+    if rooms.should_stop:
+        return rooms.saves_on_stop
+    return (step + 1) % every == 0 or bool(rooms.checkpoint_wanted)
 
 
 def _waiting(rooms: Rooms) -> str:

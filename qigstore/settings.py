@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import platformdirs
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -20,6 +20,7 @@ from pydantic_settings import (
 )
 
 from qigstore.errors import ConfigurationError
+from qigstore.records import Location, location
 
 __all__ = ["Settings", "load_settings"]
 
@@ -52,17 +53,19 @@ class Settings(BaseSettings):
     connect_timeout_s: int = Field(default=5, ge=1, le=120)
     statement_timeout_s: float = Field(default=60.0, gt=0)
     pool_size: int = Field(default=4, ge=1, le=64)
-    checkpoints: Path | None = Field(
-        default=None, description="folder of checkpoints; unset: <home>/checkpoints"
+    checkpoints: Path | str | None = Field(
+        default=None,
+        description="folder of checkpoints, or a URL that fsspec knows (s3://bucket/name, whose "
+        "credentials come from where its package looks for them); unset: <home>/checkpoints",
     )
     spool_bytes_max: int = Field(default=1 << 30, ge=1 << 20)
     segment_bytes: int = Field(default=4 << 20, ge=1 << 16)
     flush_interval_s: float = Field(default=0.1, gt=0, le=60)
-    batch_rows_max: int = Field(default=20_000, ge=1)
+    batch_rows_max: int = Field(default=50_000, ge=1)
     close_timeout_s: float = Field(default=30.0, ge=0)
     abort_deadline_s: float = Field(default=20.0, gt=0)
     heartbeat_interval_s: float = Field(default=5.0, gt=0)
-    heartbeat_limit_s: float = Field(default=30.0, gt=0)
+    heartbeat_limit_s: float = Field(default=30.0, gt=0, allow_inf_nan=False)
     notify_command: str | None = Field(
         default=None, description="command told of events: JSON on stdin; no shell"
     )
@@ -93,10 +96,15 @@ class Settings(BaseSettings):
         """Arguments win over the environment, the environment over the file."""
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, _config_file())
 
+    @field_validator("checkpoints")
+    @classmethod
+    def _located(cls, value: Path | str | None) -> Location | None:
+        return None if value is None else location(value)
+
     @property
-    def checkpoint_root(self) -> Path:
-        """Folder of checkpoints."""
-        return self.checkpoints or self.home / "checkpoints"
+    def checkpoint_root(self) -> Location:
+        """Folder of checkpoints, or their URL."""
+        return location(self.checkpoints or self.home / "checkpoints")
 
     @property
     def spool_root(self) -> Path:

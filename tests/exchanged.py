@@ -42,7 +42,11 @@ def telemetry_of(store: Store, name: str) -> list[Any]:
 
 def roots_of(store: Store) -> list[Any]:
     with store.database.begin() as connection:
-        query = "SELECT attempt, rank, step, root FROM qigstore.basin ORDER BY 1, 2, 3"
+        query = (
+            "SELECT a.number, w.rank, b.step, b.root FROM qigstore.basin b "
+            "JOIN qigstore.writer w ON w.number = b.writer "
+            "JOIN qigstore.attempt a ON a.id = w.attempt_id ORDER BY 1, 2, 3"
+        )
         return [(*row[:3], [bits(x) for x in row[3]]) for row in connection.exec_driver_sql(query)]
 
 

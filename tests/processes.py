@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -93,6 +94,32 @@ def holder(root: Path, code: str = HOLD) -> Iterator[subprocess.Popen[str]]:
             yield child
         finally:
             child.kill()
+
+
+@contextlib.contextmanager
+def nursery(script: Path) -> Iterator[Callable[..., int]]:
+    """A function that gives one order, as keywords, to a script that raises children.
+
+    The script says `ready`, reads orders as lines of JSON, and answers each with a number.
+    """
+    with subprocess.Popen(
+        [sys.executable, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        stdin, stdout = process.stdin, process.stdout
+        assert stdout.readline() == "ready\n"
+
+        def order(**what: object) -> int:
+            stdin.write(json.dumps(what) + "\n")
+            stdin.flush()
+            return int(stdout.readline())
+
+        try:
+            yield order
+        finally:
+            stdin.close()
+            process.wait(60)
 
 
 def kill(*pids: int) -> None:

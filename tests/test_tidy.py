@@ -30,9 +30,10 @@ LEVELS: tuple[frozenset[str], ...] = (
     frozenset({"attempt", "exchange"}),
     frozenset({"link"}),
     frozenset({"rooms", "place"}),
+    frozenset({"opening"}),
     frozenset({"run"}),
     frozenset({"server"}),
-    frozenset({"cli", "demo", "__main__", "__init__"}),
+    frozenset({"cli", "demo", "integrations", "__main__", "__init__"}),
 )
 MAY_KNOW_EACH_OTHER = frozenset({"cli", "demo", "__main__", "__init__"})
 BLIND_TO_THE_DATABASE = frozenset({"safety", "checkpoints"})

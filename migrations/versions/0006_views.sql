@@ -21,8 +21,7 @@ CROSS JOIN LATERAL (
     SELECT custom.name, 32 + custom.position
     FROM qigstore.metric custom WHERE custom.session_id = s.id
 ) m
-JOIN qigstore.curve c
-  ON c.session_id = s.id AND c.attempt = a.number AND c.rank = w.rank
+JOIN qigstore.curve c ON c.writer = w.number
 WHERE c.low[m.place] IS NOT NULL;
 COMMENT ON VIEW qigstore.curve_buckets IS 'Roll-ups by metric: least, greatest and mean value of each closed bucket of steps, at widths that grow by a factor. Filter by session, metric and width; the newest rows are in no closed bucket yet.';
 COMMENT ON COLUMN qigstore.curve_buckets.session IS 'Name of the session.';

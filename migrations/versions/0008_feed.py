@@ -28,8 +28,14 @@ BEGIN
     PERFORM pg_notify('qigstore_feed', '');
     RETURN NULL;
 END $$"""
+# Only what a reader sees: a checkpoint has columns that are kept for choosing among them.
+_TOLD = {
+    "event": "acknowledged_at, resolved_at, action, checkpoint_id, detail",
+    "checkpoint": "kind, status, status_reason, phi, kappa_eff, regime, weights_finite, path, "
+    "bytes, digest, metadata, verified_at",
+}
 _TRIGGER = """
-CREATE TRIGGER note_change AFTER INSERT OR UPDATE ON qigstore.{}
+CREATE TRIGGER note_change AFTER INSERT OR UPDATE OF {1} ON qigstore.{0}
 FOR EACH ROW EXECUTE FUNCTION qigstore.note_change()"""
 
 
@@ -51,12 +57,12 @@ def upgrade() -> None:
     op.create_index("ix_change_changed_in", "change", ["changed_in"], schema=_SCHEMA)
     op.create_index("ix_change_session_id", "change", ["session_id"], schema=_SCHEMA)
     op.execute(_FUNCTION)
-    for table in ("event", "checkpoint"):
+    for table, columns in _TOLD.items():
         op.execute(
             f"INSERT INTO {_SCHEMA}.change (id, kind, session_id, changed_in) "
             f"SELECT id, '{table}', session_id, {_TRANSACTION} FROM {_SCHEMA}.{table}"
         )
-        op.execute(_TRIGGER.format(table))
+        op.execute(_TRIGGER.format(table, columns))
     created = sa.Column("created_in", sa.BigInteger(), nullable=False, server_default=_TRANSACTION)
     op.add_column("writer", created, schema=_SCHEMA)
     zero = sa.text("0")

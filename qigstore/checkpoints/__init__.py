@@ -8,18 +8,22 @@ from qigstore.checkpoints.opened import OpenCheckpoint
 from qigstore.checkpoints.randomness import random_states, set_random_states
 from qigstore.checkpoints.ranking import best_first, newest_first
 from qigstore.checkpoints.remote import RemoteCopies
+from qigstore.checkpoints.remote_store import RemoteStore
 from qigstore.checkpoints.retention import Retention
 from qigstore.checkpoints.store import CheckpointStore
+from qigstore.checkpoints.stores import open_store
 
 __all__ = [
     "CheckpointManager",
     "CheckpointStore",
     "OpenCheckpoint",
     "RemoteCopies",
+    "RemoteStore",
     "Retention",
     "SaveInfo",
     "best_first",
     "newest_first",
+    "open_store",
     "random_states",
     "set_random_states",
 ]

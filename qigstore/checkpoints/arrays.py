@@ -11,8 +11,8 @@ from __future__ import annotations
 import importlib
 import re
 import sys
-from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -87,8 +87,7 @@ _KINDS = "biufcmMSU"
 _DTYPE = re.compile(r"[<>|=][biufcmMSU][0-9]{1,9}(\[[0-9A-Za-z/]{1,16}\])?")
 
 
-@dataclass(frozen=True, slots=True)
-class Leaf:
+class Leaf(NamedTuple):
     """One array as it goes to the file; `data` is still the caller's memory.
 
     `raw` is the little-endian NumPy dtype to copy `data` as; `code` and `shape` are what the
@@ -125,27 +124,47 @@ def parse_dtype(text: str) -> np.dtype[Any]:
         raise CheckpointError(f"{text!r} is not a dtype that a checkpoint holds") from None
 
 
+class _Form(NamedTuple):
+    """How arrays of a dtype are stored: copied as `raw`, told as `code`, with `tail` dimensions."""
+
+    raw: np.dtype[Any]
+    code: str
+    tail: tuple[int, ...]
+    name: str | None
+    """The dtype's own name, where the form alone does not tell it."""
+    bits: bool
+    """Whether NumPy does not know the dtype, so that its bits are copied."""
+
+
+@lru_cache(maxsize=64)  # a state has many arrays of few dtypes
+def _form_of(dtype: np.dtype[Any]) -> _Form | None:
+    """How arrays of this dtype are stored; None where they are not."""
+    foreign = dtype.isbuiltin == 2  # of ml_dtypes, which JAX brings along
+    if foreign and dtype.name in _BITS:
+        code = _BITS[dtype.name][0]
+        return _Form(np.dtype(CODES[code]), code, (), dtype.name, bits=True)
+    if foreign or dtype.kind not in _KINDS or dtype.itemsize == 0:
+        return None
+    raw = dtype.newbyteorder("<")
+    code, tail = _stored_as(raw)
+    plain = raw in _CODE_OF and dtype == raw
+    return _Form(raw, code, tail, None if plain else dtype.str, bits=False)
+
+
 def numpy_leaf(array: Array, path: tuple[Any, ...]) -> tuple[Leaf, str | None]:
     """The array's stored form, and its dtype's name where the form alone does not tell it.
 
     Raises:
         CheckpointError: a dtype of objects, records, or no size.
     """
-    dtype = array.dtype
-    foreign = dtype.isbuiltin == 2  # of ml_dtypes, which JAX brings along
-    if foreign and dtype.name in _BITS:
-        code = _BITS[dtype.name][0]
-        bits = np.dtype(CODES[code])
-        return Leaf(array.view(bits), bits, code, array.shape), dtype.name
-    if foreign or dtype.kind not in _KINDS or dtype.itemsize == 0:
+    form = _form_of(array.dtype)
+    if form is None:
         raise CheckpointError(
-            f"{place(path)}: an array of dtype {dtype} cannot be saved (numbers, booleans, times "
-            "and strings can). Convert it, or leave it out of the state."
+            f"{place(path)}: an array of dtype {array.dtype} cannot be saved (numbers, booleans, "
+            "times and strings can). Convert it, or leave it out of the state."
         )
-    raw = dtype.newbyteorder("<")
-    code, tail = _stored_as(raw)
-    plain = raw in _CODE_OF and dtype == raw
-    return Leaf(array, raw, code, (*array.shape, *tail)), None if plain else dtype.str
+    data = array.view(form.raw) if form.bits else array
+    return Leaf(data, form.raw, form.code, (*array.shape, *form.tail)), form.name
 
 
 def numpy_restore(stored: Array, dtype_name: str | None) -> Array:
@@ -193,24 +212,28 @@ def tensor_identity(tensor: Any) -> object:
         return id(tensor)
     return (
         tensor.data_ptr(),
-        tuple(tensor.shape),
+        tensor.shape,
         tensor.stride(),
-        str(tensor.dtype),
-        str(tensor.device),
+        tensor.dtype,
+        tensor.device,
         tensor.requires_grad,
-        type(tensor).__name__,
+        type(tensor),
     )
 
 
-def torch_leaf(tensor: Any, path: tuple[Any, ...]) -> tuple[Leaf, dict[str, Any]]:
+def torch_leaf(
+    tensor: Any, path: tuple[Any, ...], *, values: bool = True
+) -> tuple[Leaf, dict[str, Any]]:
     """A torch tensor's stored form, and what the skeleton must say of it.
+
+    `values=False`: memory of the same shape will do for numbers that would have to be fetched.
 
     Raises:
         CheckpointError: a sparse, quantised or meta tensor, a subclass, or an unknown dtype.
     """
     torch = sys.modules["torch"]
     parameter = type(tensor) is torch.nn.Parameter
-    dtype = str(tensor.dtype).removeprefix("torch.")
+    dtype = _torch_name(tensor.dtype)
     if type(tensor) is not torch.Tensor and not parameter:
         kind = f"{type(tensor).__module__}.{type(tensor).__qualname__}"
         raise CheckpointError(
@@ -222,7 +245,12 @@ def torch_leaf(tensor: Any, path: tuple[Any, ...]) -> tuple[Leaf, dict[str, Any]
             f"{tensor.layout} on {tensor.device}. Use .to_dense() or .dequantize()."
         )
     node = {"dtype": dtype, "grad": bool(tensor.requires_grad), "parameter": parameter}
-    plain = tensor.detach().resolve_conj().resolve_neg().cpu()
+    plain = tensor.detach()
+    if not tensor.is_cpu or tensor.is_conj() or tensor.is_neg():
+        if values:
+            plain = plain.resolve_conj().resolve_neg().cpu()
+        else:
+            plain = torch.empty(plain.shape, dtype=plain.dtype)
     if dtype in _BITS:
         code, bits = _BITS[dtype]
         data = plain.view(getattr(torch, bits)).numpy()
@@ -234,6 +262,11 @@ def torch_leaf(tensor: Any, path: tuple[Any, ...]) -> tuple[Leaf, dict[str, Any]
             f"{place(path)}: torch dtype {dtype} cannot be saved: {error}"
         ) from None
     return leaf, {**node, "numpy": name} if name else node
+
+
+@lru_cache(maxsize=64)
+def _torch_name(dtype: Any) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def jax_leaf(array: Any, path: tuple[Any, ...]) -> tuple[Leaf, dict[str, Any]]:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+from qigstore.checkpoints.base import BaseStore
 from qigstore.checkpoints.disk import Disk
 from qigstore.checkpoints.folders import MARKER, Folders
+from qigstore.checkpoints.remote_store import RemoteStore
 from qigstore.checkpoints.store import CheckpointStore
 from qigstore.errors import CheckpointError, InvalidInput, NotFound
+from qigstore.records import Location
 
-__all__ = ["Catalog", "Found", "Quarantined"]
+__all__ = ["BaseCatalog", "Catalog", "Found", "Quarantined", "catalog_of"]
 
 _DIGITS_MIN, _NAMED_MAX = 4, 5
 _HEX = set("0123456789abcdef")
@@ -28,7 +33,7 @@ class Found:
 
     session: str
     id: UUID
-    path: Path
+    path: Location
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,25 +41,32 @@ class Quarantined:
     """What was put aside, and the reason that was noted beside it."""
 
     session: str
-    path: Path
+    path: Location
     id: UUID | None
     reason: str | None
 
 
-class Catalog:
-    """The folders below a store's root, for reading; nothing is changed."""
+class BaseCatalog(ABC):
+    """What lies below a store's root, for reading; nothing is changed."""
 
-    def __init__(self, store: CheckpointStore) -> None:
+    def __init__(self, store: BaseStore) -> None:
         self.store = store
-        self._folders = Folders(store.root, Disk())
 
-    def sessions(self) -> dict[str, Path]:
+    @abstractmethod
+    def sessions(self) -> Mapping[str, Location]:
         """The sessions whose folder carries this store's marker, by name."""
-        return {name: path for path, name in self._marked().items() if name is not None}
 
-    def strangers(self) -> list[Path]:
+    @abstractmethod
+    def strangers(self) -> Sequence[Location]:
         """What lies in the root without a marker of this store: never touched."""
-        return [path for path, name in self._marked().items() if name is None]
+
+    @abstractmethod
+    def remains(self, session: str) -> Sequence[Location]:
+        """Unfinished saves and removals of a session; some may be under way right now."""
+
+    @abstractmethod
+    def quarantined(self, session: str) -> list[Quarantined]:
+        """What was put aside in a session, with the reasons."""
 
     def find(self, text: str) -> Found:
         """The checkpoint of that id, or whose id alone begins with those hex digits (4 or more).
@@ -82,10 +94,27 @@ class Catalog:
     def every(self) -> list[Found]:
         """Every checkpoint's folder, whole or not, by session and id."""
         return [
-            Found(session, key, folder / str(key))
-            for session, folder in sorted(self.sessions().items())
+            Found(session, key, self.store.locate(session, key))
+            for session in sorted(self.sessions())
             for key in sorted(self.store.ids(session))
         ]
+
+
+class Catalog(BaseCatalog):
+    """The folders below a root on a disk."""
+
+    def __init__(self, store: CheckpointStore) -> None:
+        super().__init__(store)
+        self._root = store.root
+        self._folders = Folders(store.root, Disk())
+
+    def sessions(self) -> dict[str, Path]:
+        """The sessions whose folder carries this store's marker, by name."""
+        return {name: path for path, name in self._marked().items() if name is not None}
+
+    def strangers(self) -> list[Path]:
+        """What lies in the root without a marker of this store: never touched."""
+        return [path for path, name in self._marked().items() if name is None]
 
     def remains(self, session: str) -> list[Path]:
         """Unfinished saves and removals of a session; some may be under way right now."""
@@ -93,7 +122,7 @@ class Catalog:
 
     def quarantined(self, session: str) -> list[Quarantined]:
         """What was put aside in a session, with the reasons."""
-        aside = self.store.folder_of(session) / _QUARANTINE
+        aside = self._folders.of(session) / _QUARANTINE
         found = []
         for path in sorted(aside.iterdir()) if aside.is_dir() else ():
             if path.is_dir() and not path.is_symlink():
@@ -108,10 +137,10 @@ class Catalog:
 
     def _marked(self) -> dict[Path, str | None]:
         """Each folder or file of the root, and the session that its marker names."""
-        if not self.store.root.is_dir():
+        if not self._root.is_dir():
             return {}
         found: dict[Path, str | None] = {}
-        for path in sorted(self.store.root.iterdir()):
+        for path in sorted(self._root.iterdir()):
             if path.name.startswith(MARKER):
                 continue
             found[path] = None
@@ -131,8 +160,18 @@ class Catalog:
         return name if self._folders.of(name) == folder else None
 
     def _inside(self, session: str) -> list[Path]:
-        folder = self.store.folder_of(session)
+        folder = self._folders.of(session)
         return sorted(folder.iterdir()) if folder.is_dir() else []
+
+
+def catalog_of(store: BaseStore) -> BaseCatalog:
+    """The catalog of a store, whatever it is."""
+    if isinstance(store, CheckpointStore):
+        return Catalog(store)
+    from qigstore.checkpoints.remote_catalog import RemoteCatalog
+
+    assert isinstance(store, RemoteStore)
+    return RemoteCatalog(store)
 
 
 def _shared(one: str, other: str) -> int:

@@ -17,10 +17,11 @@ import numpy as np
 from blake3 import blake3
 
 from qigstore.checkpoints.arrays import CODES
+from qigstore.checkpoints.base import BaseStore
 from qigstore.checkpoints.folders import open_file
-from qigstore.checkpoints.format import PAYLOAD, Manifest, Slot, TensorInfo, layout
-from qigstore.checkpoints.store import CheckpointStore
-from qigstore.errors import CheckpointCorrupt
+from qigstore.checkpoints.format import Manifest, Slot, TensorInfo, layout
+from qigstore.errors import CheckpointCorrupt, CheckpointUnsupported
+from qigstore.records import Location
 
 __all__ = ["Difference", "TensorDifference", "compare"]
 
@@ -57,20 +58,28 @@ class Difference:
 
 
 def compare(
-    store: CheckpointStore,
-    first: Path,
-    second: Path,
+    store: BaseStore,
+    first: Location,
+    second: Location,
     *,
     numbers: bool = True,
     progress: Callable[[int, int], object] = lambda _done, _of: None,
 ) -> Difference:
     """Compare two checkpoints; `numbers=False` goes by the manifests alone.
 
+    Of what several ranks saved, the chunks are compared, not the arrays that they make up.
+
     Raises:
         NotFound, CheckpointCorrupt, CheckpointFormatError: as for `CheckpointStore.manifest`.
+        CheckpointUnsupported: numbers are asked for, and one is in an object store.
     """
     one, two = store.manifest(first), store.manifest(second)
-    sides = (_Side(first, one), _Side(second, two))
+    if numbers and not (isinstance(first, Path) and isinstance(second, Path)):
+        raise CheckpointUnsupported(
+            f"the arrays of {first} and {second} are not both on a disk of this machine, so that "
+            "their numbers are not compared. Ask for the manifests alone (`--no-values`)."
+        )
+    sides = (_Side(Path(first), one), _Side(Path(second), two))
     total = sum(s.stop - s.start for s in sides[0].slots.values())
     found, done = [], 0
     for name in sorted(one.tensors.keys() | two.tensors.keys()):
@@ -88,8 +97,12 @@ class _Side:
 
     @property
     def slots(self) -> dict[str, Slot]:
-        arrays = {n: (t.dtype, t.shape) for n, t in self.manifest.tensors.items()}
-        return {slot.name: slot for slot in layout(arrays)[1]}
+        found: dict[str, Slot] = {}
+        for file in self.manifest.files:
+            tensors = self.manifest.of(file).tensors
+            slots = layout({n: (t.dtype, t.shape) for n, t in tensors.items()})[1]
+            found |= {slot.name: slot for slot in slots}
+        return found
 
 
 def _fields(one: Manifest, two: Manifest) -> dict[str, tuple[Any, Any]]:
@@ -141,7 +154,7 @@ def _numbers(name: str, sides: tuple[_Side, _Side], code: str) -> tuple[float, i
 
 
 def _pieces(side: _Side, name: str) -> Iterator[bytes]:
-    slot, path = side.slots[name], side.folder / PAYLOAD
+    slot, path = side.slots[name], side.folder / side.manifest.tensors[name].file
     hasher, at = blake3(), slot.start
     folder = os.open(side.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:

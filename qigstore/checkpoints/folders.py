@@ -24,9 +24,9 @@ from qigstore.checkpoints.format import (
     MANIFEST,
     MANIFEST_BYTES_MAX,
     Manifest,
-    canonical_json,
     decode_manifest,
 )
+from qigstore.checkpoints.json_text import canonical_json
 from qigstore.errors import (
     CheckpointCorrupt,
     CheckpointError,
@@ -35,7 +35,7 @@ from qigstore.errors import (
     NotFound,
 )
 
-__all__ = ["MARKER", "Folders", "Opened", "open_file", "parse_id"]
+__all__ = ["MARKER", "Folders", "Opened", "open_file", "parse_id", "session_folder"]
 
 MARKER = "qigstore.json"
 _MARKER_BYTES_MAX = 1 << 16
@@ -61,10 +61,8 @@ class Folders:
         self._made: set[Path] = set()
 
     def of(self, session: str) -> Path:
-        """The folder of a session, for any name: a readable part and a hash of the whole."""
-        slug = re.sub(r"[^A-Za-z0-9_]+", "-", session).strip("-")[:40] or "session"
-        name = session.encode("utf-8", "surrogatepass")
-        return self.root / f"{slug}-{hashlib.sha256(name).hexdigest()[:16]}"
+        """The folder of a session, whatever its name."""
+        return self.root / session_folder(session)
 
     def session(self, session: str, *, store: UUID | None = None) -> Path:
         """The session's folder, made and marked where it is not there yet.
@@ -201,6 +199,13 @@ class Folders:
                 "by its id (`qigstore checkpoints list`).",
             )
         return session, str(parse_id(name))
+
+
+def session_folder(session: str) -> str:
+    """The name of a session's folder, for any name: a readable part and a hash of the whole."""
+    slug = re.sub(r"[^A-Za-z0-9_]+", "-", session).strip("-")[:40] or "session"
+    name = session.encode("utf-8", "surrogatepass")
+    return f"{slug}-{hashlib.sha256(name).hexdigest()[:16]}"
 
 
 def parse_id(text: UUID | str) -> UUID:

@@ -1,7 +1,8 @@
 """What a checkpoint's folder holds: `state.safetensors` and `manifest.json`.
 
-The payload is an ordinary safetensors file, so that any reader of that format gets the arrays.
-The manifest says everything else, and the digest of everything. It is one line::
+The payload is an ordinary safetensors file, so that any reader of that format gets the arrays. A
+state that several ranks saved together has one such file a rank, `shard-00000.safetensors` and so
+on. The manifest says everything else, and the digest of everything. It is one line::
 
     {"blake3":"<64 hex digits>","checkpoint":{...canonical JSON...}}
 
@@ -13,18 +14,19 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, NamedTuple, cast, get_args
 from uuid import UUID
 
-import numpy as np
 from blake3 import blake3
 
 from qigstore.checkpoints.arrays import ITEM_BYTES
+from qigstore.checkpoints.json_text import FLOAT_NAMES, canonical_json, float_out
 from qigstore.errors import CheckpointCorrupt, CheckpointError, CheckpointFormatError
 from qigstore.records import CheckpointKind
 
@@ -34,29 +36,37 @@ __all__ = [
     "MANIFEST",
     "MANIFEST_BYTES_MAX",
     "PAYLOAD",
+    "RANKS_MAX",
     "VERSION",
+    "VERSION_SHARDED",
     "FileInfo",
     "Manifest",
+    "Sharding",
     "Slot",
     "TensorInfo",
-    "canonical_json",
+    "WholeArray",
     "decode_manifest",
     "encode_manifest",
+    "is_payload",
     "layout",
     "root_digest",
-    "strict_json",
+    "shard_name",
 ]
 
 FORMAT = "qigstore-checkpoint"
 VERSION = 2
 """1 had the digest of the whole payload file where now its root stands."""
+VERSION_SHARDED = 3
+"""Of a manifest with a file a rank, which readers of 2 must refuse by name."""
 PAYLOAD = "state.safetensors"
 MANIFEST = "manifest.json"
 
 HEADER_BYTES_MAX = 100_000_000
 """The limit of the safetensors format itself."""
 MANIFEST_BYTES_MAX = 256 << 20
+RANKS_MAX = 100_000
 
+_SHARD = re.compile(r"shard-[0-9]{5}\.safetensors")
 _PREFIX, _MIDDLE, _END = b'{"blake3":"', b'","checkpoint":', b"}\n"
 _BODY = len(_PREFIX) + 64 + len(_MIDDLE)
 
@@ -69,13 +79,35 @@ class FileInfo:
     blake3: str
 
 
-@dataclass(frozen=True, slots=True)
-class TensorInfo:
-    """What the manifest says of one array: its stored dtype and shape, and its digest."""
+class TensorInfo(NamedTuple):
+    """What the manifest says of one array: its stored dtype and shape, its digest, its file."""
 
     dtype: str
     shape: tuple[int, ...]
     blake3: str
+    file: str = PAYLOAD
+
+
+@dataclass(frozen=True, slots=True)
+class WholeArray:
+    """An array of a state, whose chunks lie in the files: where each begins, by its name there."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    chunks: Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Sharding:
+    """How the ranks that saved a state divided it among their files.
+
+    Attributes:
+        arrays: the arrays of the state.
+        ranks: for each rank the skeleton of what it saved as its own.
+    """
+
+    arrays: Mapping[str, WholeArray]
+    ranks: tuple[Any, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,13 +143,46 @@ class Manifest:
     tensors: Mapping[str, TensorInfo]
     skeleton: Any
     metadata: Mapping[str, Any]
+    sharding: Sharding | None = None
+    """None: one process saved it, into one file."""
     digest: str = ""
     """BLAKE3 of the inner object, hex; set where it was read from or encoded to bytes."""
 
     @property
     def payload(self) -> FileInfo:
-        """The payload file's size and digest."""
-        return self.files[PAYLOAD]
+        """Size and digest of the payload file, where there is one (see `of`)."""
+        (file,) = self.files.values()
+        return file
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all payload files."""
+        return sum(file.bytes for file in self.files.values())
+
+    @property
+    def arrays(self) -> Mapping[str, WholeArray]:
+        """The arrays of the state by the names in its skeleton, however many files hold them."""
+        if self.sharding is not None:
+            return self.sharding.arrays
+        return {
+            name: WholeArray(info.dtype, info.shape, {name: (0,) * len(info.shape)})
+            for name, info in self.tensors.items()
+        }
+
+    def of(self, name: str) -> Manifest:
+        """The manifest of one of the files by itself, as if there were no other."""
+        tensors = {key: info for key, info in self.tensors.items() if info.file == name}
+        return replace(self, files={name: self.files[name]}, tensors=tensors, sharding=None)
+
+
+def shard_name(rank: int) -> str:
+    """The file of a rank."""
+    return f"shard-{rank:05d}.safetensors"
+
+
+def is_payload(name: str) -> bool:
+    """Whether a file of that name may be a payload."""
+    return name == PAYLOAD or _SHARD.fullmatch(name) is not None
 
 
 # ---------------------------------------------------------------- the payload's header
@@ -163,10 +228,7 @@ def root_digest(header: bytes, digests: Iterable[str]) -> str:
     It covers every byte of the file, as its own digest would, and no byte is hashed twice: while
     training runs, hashing is what a save takes from it.
     """
-    root = blake3(header)
-    for digest in digests:
-        root.update(bytes.fromhex(digest))
-    return root.hexdigest()
+    return blake3(header).update(bytes.fromhex("".join(digests))).hexdigest()
 
 
 def _header(places: Sequence[Slot]) -> bytes:
@@ -187,63 +249,6 @@ def _header(places: Sequence[Slot]) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-# ---------------------------------------------------------------- JSON
-
-
-def canonical_json(value: Any) -> bytes:
-    """Canonical JSON: keys sorted, no blanks, ASCII; NaN and ±inf are refused."""
-    text = json.dumps(
-        value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
-    )
-    return text.encode("ascii")
-
-
-def strict_json(value: Any, where: str = "metadata", *, depth: int = 50) -> Any:
-    """A value as strict JSON that PostgreSQL takes too: NumPy values as numbers and lists.
-
-    NaN and ±inf become the strings "NaN", "Infinity" and "-Infinity".
-
-    Raises:
-        CheckpointError: something that is no JSON, or a text with NUL or half a surrogate pair.
-    """
-    if depth == 0:
-        raise CheckpointError(f"{where}: nested too deep")
-    if isinstance(value, np.generic | np.ndarray):
-        value = value.tolist()
-    if value is None or isinstance(value, bool):
-        return value
-    if isinstance(value, int):
-        if not -(2**63) <= value < 2**63:
-            raise CheckpointError(f"{where}: an integer of more than 64 bits; give it as text")
-        return int(value)
-    if isinstance(value, float):
-        return _float_out(float(value))
-    if isinstance(value, str):
-        if "\x00" in value or any("\ud800" <= char <= "\udfff" for char in value):
-            raise CheckpointError(f"{where}: a text with NUL or a lone surrogate cannot be stored")
-        return str(value)
-    if isinstance(value, list | tuple):
-        return [strict_json(v, f"{where}[{i}]", depth=depth - 1) for i, v in enumerate(value)]
-    if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
-        return {
-            strict_json(key, where): strict_json(v, f"{where}[{key!r:.60}]", depth=depth - 1)
-            for key, v in value.items()
-        }
-    raise CheckpointError(
-        f"{where}: {type(value).__module__}.{type(value).__qualname__} is no JSON value; metadata "
-        "holds text, numbers, booleans, None, lists and dicts with text keys"
-    )
-
-
-_FLOAT_NAMES = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
-
-
-def _float_out(value: float) -> float | str:
-    if math.isfinite(value):
-        return value
-    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
-
-
 # ---------------------------------------------------------------- the manifest
 
 
@@ -256,26 +261,24 @@ def encode_manifest(manifest: Manifest) -> tuple[bytes, str]:
     floats = {"phi": manifest.phi, "kappa_eff": manifest.kappa_eff}
     body = canonical_json(
         {
-            "format": {"name": FORMAT, "version": VERSION},
+            "format": {"name": FORMAT, "version": _version(manifest)},
             "id": str(manifest.id),
             "store": str(manifest.store),
             "session": manifest.session,
             "attempt": manifest.attempt,
             "step": manifest.step,
             "kind": manifest.kind,
-            **{name: None if v is None else _float_out(v) for name, v in floats.items()},
+            **{name: None if v is None else float_out(v) for name, v in floats.items()},
             "regime": manifest.regime,
             "created_at": manifest.created_at.astimezone(UTC).isoformat(),
             "parent": str(manifest.parent) if manifest.parent else None,
             "weights_finite": manifest.weights_finite,
             "not_finite": list(manifest.not_finite),
             "files": {n: {"bytes": f.bytes, "blake3": f.blake3} for n, f in manifest.files.items()},
-            "tensors": {
-                name: {"dtype": info.dtype, "shape": list(info.shape), "blake3": info.blake3}
-                for name, info in manifest.tensors.items()
-            },
+            "tensors": {name: _tensor_out(info) for name, info in manifest.tensors.items()},
             "skeleton": manifest.skeleton,
             "metadata": manifest.metadata,
+            **({} if manifest.sharding is None else {"sharding": _sharding_out(manifest.sharding)}),
         }
     )
     if len(body) > MANIFEST_BYTES_MAX - 256:
@@ -287,7 +290,28 @@ def encode_manifest(manifest: Manifest) -> tuple[bytes, str]:
     return _PREFIX + digest.encode() + _MIDDLE + body + _END, digest
 
 
-def decode_manifest(path: Path, data: bytes) -> Manifest:
+def _version(manifest: Manifest) -> int:
+    return VERSION if manifest.sharding is None else VERSION_SHARDED
+
+
+def _tensor_out(info: TensorInfo) -> dict[str, Any]:
+    where = {} if info.file == PAYLOAD else {"file": info.file}
+    return {"dtype": info.dtype, "shape": list(info.shape), "blake3": info.blake3, **where}
+
+
+def _sharding_out(sharding: Sharding) -> dict[str, Any]:
+    arrays = {
+        name: {
+            "dtype": whole.dtype,
+            "shape": list(whole.shape),
+            "chunks": {key: list(offsets) for key, offsets in whole.chunks.items()},
+        }
+        for name, whole in sharding.arrays.items()
+    }
+    return {"arrays": arrays, "ranks": list(sharding.ranks)}
+
+
+def decode_manifest(path: Path | str, data: bytes) -> Manifest:
     """Read a manifest, its own digest first.
 
     Raises:
@@ -314,11 +338,11 @@ def decode_manifest(path: Path, data: bytes) -> Manifest:
         return _manifest(fields, digest)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise CheckpointCorrupt(
-            path, "the manifest's fields", expected=f"format {VERSION}", found=repr(error)[:200]
+            path, "the manifest's fields", expected=FORMAT, found=repr(error)[:200]
         ) from None
 
 
-def _check_format(path: Path, fields: Any) -> None:
+def _check_format(path: Path | str, fields: Any) -> None:
     named = fields.get("format") if isinstance(fields, dict) else None
     if not isinstance(named, dict) or named.get("name") != FORMAT:
         raise CheckpointFormatError(
@@ -327,11 +351,15 @@ def _check_format(path: Path, fields: Any) -> None:
             "restore another one (`qigstore checkpoints list`).",
         )
     version = named.get("version")
-    if version != VERSION:
+    if version not in {VERSION, VERSION_SHARDED} or type(version) is not int:
         raise CheckpointFormatError(
             path,
             f"written in checkpoint format {version!r:.20}; this version of qigstore reads "
-            f"{VERSION}. Upgrade qigstore to load it; it was left as it is.",
+            f"{VERSION} and {VERSION_SHARDED}. Upgrade qigstore to load it; it was left as it is.",
+        )
+    if (version == VERSION_SHARDED) != ("sharding" in fields):
+        raise CheckpointCorrupt(
+            path, "format", expected="a sharding in format 3 alone", found=version
         )
 
 
@@ -342,7 +370,15 @@ def _manifest(fields: dict[str, Any], digest: str) -> Manifest:
     if created_at.tzinfo is None:
         raise ValueError("created_at without a time zone")
     files = {n: FileInfo(_count(f["bytes"]), _hex(f["blake3"])) for n, f in fields["files"].items()}
-    if set(files) != {PAYLOAD}:
+    tensors = {
+        name: TensorInfo(
+            _text(t["dtype"]), _shape(t["shape"]), _hex(t["blake3"]), _text(t.get("file", PAYLOAD))
+        )
+        for name, t in fields["tensors"].items()
+    }
+    sharding = _sharding_in(fields["sharding"], tensors) if "sharding" in fields else None
+    shards = {PAYLOAD} if sharding is None else {shard_name(n) for n in range(len(sharding.ranks))}
+    if set(files) != shards or not {info.file for info in tensors.values()} <= shards:
         raise ValueError(f"files {sorted(files)!r:.80}")
     return Manifest(
         id=UUID(fields["id"]),
@@ -359,20 +395,42 @@ def _manifest(fields: dict[str, Any], digest: str) -> Manifest:
         weights_finite=fields["weights_finite"] is True,
         not_finite=tuple(_text(name) for name in fields["not_finite"]),
         files=files,
-        tensors={
-            name: TensorInfo(_text(t["dtype"]), _shape(t["shape"]), _hex(t["blake3"]))
-            for name, t in fields["tensors"].items()
-        },
+        tensors=tensors,
         skeleton=fields["skeleton"],
         metadata=dict(fields["metadata"]),
+        sharding=sharding,
         digest=digest,
     )
+
+
+def _sharding_in(fields: dict[str, Any], tensors: Mapping[str, TensorInfo]) -> Sharding:
+    """The division, whose chunks must exist, lie in their arrays and fill them."""
+    arrays = {}
+    for name, told in fields["arrays"].items():
+        whole = WholeArray(
+            _text(told["dtype"]),
+            _shape(told["shape"]),
+            {key: _shape(offsets) for key, offsets in told["chunks"].items()},
+        )
+        for key, offsets in whole.chunks.items():
+            chunk = tensors[key]
+            ends = [at + size for at, size in zip(offsets, chunk.shape, strict=True)]
+            inside = all(end <= size for end, size in zip(ends, whole.shape, strict=True))
+            if not inside or chunk.dtype != whole.dtype:
+                raise ValueError(f"chunk {key!r:.80} is none of array {name!r:.80}")
+        if sum(math.prod(tensors[key].shape) for key in whole.chunks) != math.prod(whole.shape):
+            raise ValueError(f"the chunks of array {name!r:.80} do not fill it")
+        arrays[name] = whole
+    ranks = fields["ranks"]
+    if not isinstance(ranks, list) or not 0 < len(ranks) <= RANKS_MAX:
+        raise ValueError("a sharding without ranks")
+    return Sharding(arrays, tuple(ranks))
 
 
 def _float_in(value: Any) -> float | None:
     if value is None:
         return None
-    return _FLOAT_NAMES[value] if isinstance(value, str) else float(value)
+    return FLOAT_NAMES[value] if isinstance(value, str) else float(value)
 
 
 def _count(value: Any) -> int:

@@ -22,8 +22,7 @@ from uuid import UUID
 
 from qigstore.checkpoints.disk import Disk, open_folder, replace_file
 from qigstore.checkpoints.folders import parse_id
-from qigstore.checkpoints.format import canonical_json, strict_json
-from qigstore.checkpoints.store import CheckpointStore
+from qigstore.checkpoints.json_text import canonical_json, strict_json
 from qigstore.errors import CheckpointCorrupt, InvalidInput, NotFound
 
 __all__ = ["Pins", "in_use", "removing"]
@@ -34,11 +33,10 @@ _SHARE_WAIT_S = 5.0
 
 
 class Pins:
-    """The pins of one session."""
+    """The pins of one session, whose folder this is."""
 
-    def __init__(self, store: CheckpointStore, session: str, *, disk: Disk | None = None) -> None:
-        self._store, self._session, self._disk = store, session, disk or Disk()
-        self._folder = store.folder_of(session) / _FOLDER
+    def __init__(self, folder: Path, disk: Disk | None = None) -> None:
+        self._folder, self._disk = folder / _FOLDER, disk or Disk()
 
     def pin(self, checkpoint_id: UUID, note: str = "") -> bool:
         """Keep a checkpoint until it is unpinned; False where it was pinned already.
@@ -46,7 +44,7 @@ class Pins:
         Raises:
             NotFound: it is not there.
         """
-        path = self._store.locate(self._session, checkpoint_id)
+        path = self._folder.parent / str(checkpoint_id)
         self._make()
         with self._disk.locked(self._folder):
             if not path.is_dir():

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID, uuid4
 
-from qigstore.checkpoints.format import Manifest, strict_json
+from qigstore.checkpoints.format import (
+    PAYLOAD,
+    FileInfo,
+    Manifest,
+    Sharding,
+    TensorInfo,
+    encode_manifest,
+)
+from qigstore.checkpoints.json_text import strict_json
+from qigstore.checkpoints.payload import Staged
 from qigstore.checkpoints.ranking import finite
 from qigstore.errors import InvalidInput
-from qigstore.records import Checkpoint, CheckpointKind
+from qigstore.records import Checkpoint, CheckpointKind, Location
 
-__all__ = ["SaveInfo", "record_of"]
+__all__ = ["Contents", "SaveInfo", "contents_of", "manifest_of", "record_of"]
+
+_NAMED_MAX = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +71,61 @@ class SaveInfo:
         object.__setattr__(self, "metadata", strict_json(self.metadata))
 
 
-def record_of(manifest: Manifest, path: Path, session_id: int, manifest_bytes: int) -> Checkpoint:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contents:
+    """What a checkpoint's files hold, as its manifest says it."""
+
+    files: Mapping[str, FileInfo]
+    tensors: Mapping[str, TensorInfo]
+    skeleton: Any
+    not_finite: Sequence[str] = ()
+    sharding: Sharding | None = None
+
+
+def contents_of(staged: Staged) -> Contents:
+    """What one file holds of a staged state; every byte is hashed for it."""
+    found = staged.hashed()
+    return Contents(
+        files={PAYLOAD: FileInfo(staged.size, found.root)},
+        tensors=found.tensors,
+        skeleton=staged.skeleton,
+        not_finite=found.not_finite,
+    )
+
+
+def manifest_of(info: SaveInfo, store: UUID, contents: Contents) -> tuple[Manifest, bytes]:
+    """The manifest of a checkpoint that is saved now, and its file.
+
+    Raises:
+        CheckpointError: larger than any reader would take.
+    """
+    manifest = Manifest(
+        id=info.id,
+        store=store,
+        session=info.session_name,
+        attempt=info.attempt,
+        step=info.step,
+        kind=info.kind,
+        phi=info.phi,
+        kappa_eff=info.kappa_eff,
+        regime=info.regime,
+        created_at=datetime.now(UTC),
+        parent=info.parent,
+        weights_finite=not contents.not_finite,
+        not_finite=tuple(contents.not_finite[:_NAMED_MAX]),
+        files=contents.files,
+        tensors=contents.tensors,
+        skeleton=contents.skeleton,
+        metadata=info.metadata,
+        sharding=contents.sharding,
+    )
+    data, digest = encode_manifest(manifest)
+    return replace(manifest, digest=digest), data
+
+
+def record_of(
+    manifest: Manifest, path: Location, session_id: int, manifest_bytes: int
+) -> Checkpoint:
     """The record of a committed checkpoint, made from its manifest; only a finite Φ ranks."""
     return Checkpoint(
         id=manifest.id,
@@ -70,7 +135,7 @@ def record_of(manifest: Manifest, path: Path, session_id: int, manifest_bytes: i
         kind=manifest.kind,
         status="committed",
         path=path,
-        bytes=manifest.payload.bytes + manifest_bytes,
+        bytes=manifest.bytes + manifest_bytes,
         digest=manifest.digest,
         weights_finite=manifest.weights_finite,
         created_at=manifest.created_at,

@@ -12,57 +12,32 @@ import errno
 import os
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from mmap import mmap
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
-from qigstore.checkpoints.holds import in_use
+from qigstore.checkpoints.base import BaseStore
 from qigstore.checkpoints.info import SaveInfo
 from qigstore.checkpoints.pruning import prune
 from qigstore.checkpoints.ranking import finite, judge
 from qigstore.checkpoints.retention import Retention
-from qigstore.checkpoints.store import CheckpointStore
+from qigstore.checkpoints.rows import CheckpointRows, RowPost
 from qigstore.checkpoints.tree import Part
 from qigstore.errors import CheckpointCorrupt, CheckpointError, NotFound, StoreError
-from qigstore.records import Candidate, Checkpoint, CheckpointKind, CheckpointStatus
+from qigstore.records import Candidate, Checkpoint, CheckpointKind
 
 if TYPE_CHECKING:
     from qigstore.checkpoints.payload import Staged
 
-__all__ = ["CheckpointKeeper", "CheckpointRows"]
+__all__ = ["CheckpointKeeper"]
 
-_LATER_MAX = 10_000
 _ERRORS_MAX = 100
 _ROW_WAIT_S = 10.0
 """How long `wait` waits for the database; a row that is later still comes by itself."""
-
-
-class CheckpointRows(Protocol):
-    """What the manager asks of the database; a repository, or nothing where there is none."""
-
-    def add(self, checkpoint: Checkpoint, /) -> bool:
-        """Insert a row; False where it was there already."""
-
-    def set_status(
-        self, checkpoint_id: UUID, status: CheckpointStatus, /, reason: str | None = None
-    ) -> None:
-        """Say that a checkpoint was deleted or quarantined."""
-
-    def candidates(
-        self,
-        session_id: int,
-        /,
-        *,
-        settle_steps: int,
-        phi_floor: float | None = None,
-        limit: int = ...,
-        by_age: bool = ...,
-    ) -> list[Candidate]:
-        """Committed checkpoints, with whether each is fit to recover from, and why."""
 
 
 class CheckpointKeeper:
@@ -82,7 +57,7 @@ class CheckpointKeeper:
 
     def __init__(
         self,
-        store: CheckpointStore,
+        store: BaseStore,
         checkpoints: CheckpointRows | None,
         *,
         session_id: int,
@@ -108,14 +83,14 @@ class CheckpointKeeper:
         self._tidier: threading.Thread | None = None
         self._tidy_wanted = False
         self._buffer: mmap | None = None
+        self._prepared = False
         self._closed = False
         self._index: dict[UUID, Checkpoint] = {}
         self._protected: set[UUID] = set()
         self._last: UUID | None = None
         self.last_step = -1
         self._errors: list[tuple[str, Exception]] = []
-        self._later: deque[Callable[[CheckpointRows], object]] = deque(maxlen=_LATER_MAX)
-        self._shipping = threading.Lock()
+        self._post = RowPost(checkpoints, self._note_away)
         self._counts = {"saved": 0, "failed": 0, "pruned": 0}
         self._last_error: str | None = None
 
@@ -145,24 +120,15 @@ class CheckpointKeeper:
             CheckpointError: this state cannot be saved; or, where nobody else was told (see
                 `on_error`), an earlier save failed: this one is then under way all the same.
         """
-        self._check_usable()
-        deadline = time.monotonic() + self._save_wait_s
-        if not self._saving.acquire(timeout=self._save_wait_s):
-            raise self._still_saving(step)
-        try:
-            self._join(deadline, step)
-            info = SaveInfo(
-                session_name=self.session_name,
-                session_id=self.session_id,
-                attempt=self.attempt,
+        with self._turn(step):
+            info = self._info(
                 step=step,
-                kind=kind,
                 phi=phi,
                 kappa_eff=kappa_eff,
                 regime=regime,
-                parent=self._last,
+                kind=kind,
                 metadata=metadata or {},
-                id=checkpoint_id or uuid4(),
+                checkpoint_id=checkpoint_id,
             )
             staged = self.store.stage(state, reuse=self._buffer)
             self._buffer, self.last_step = staged.buffer, info.step
@@ -171,23 +137,81 @@ class CheckpointKeeper:
             )
             self._thread, self._thread_step = thread, info.step
             thread.start()
-        finally:
-            self._saving.release()
         if wait:
             self.wait()
         elif self._on_error is None:
             self._raise_errors()
         return info.id
 
-    def prepare(self, state: Any) -> None:
+    def save_by(self, commit: Callable[[SaveInfo], Checkpoint], *, step: int, **known: Any) -> UUID:
+        """Save now, by a way of committing of the caller's own (see `CheckpointStore.commit_by`).
+
+        `known` is as for `save`. On a full disk it is called again once something was pruned.
+
+        Raises:
+            CheckpointError: it was not saved; `on_error` was told as well.
+        """
+        with self._turn(step):
+            info = self._info(step=step, **known)
+            self.last_step = info.step
+            self._finish(info, partial(commit, info))
+        return info.id
+
+    @contextmanager
+    def _turn(self, step: int) -> Iterator[None]:
+        """One caller at a time, once the save before it has ended."""
+        self._check_usable()
+        deadline = time.monotonic() + self._save_wait_s
+        if not self._saving.acquire(timeout=self._save_wait_s):
+            raise self._still_saving(step)
+        try:
+            self._join(deadline, step)
+            yield
+        finally:
+            self._saving.release()
+
+    def _info(self, *, checkpoint_id: UUID | None = None, **known: Any) -> SaveInfo:
+        return SaveInfo(
+            session_name=self.session_name,
+            session_id=self.session_id,
+            attempt=self.attempt,
+            parent=self._last,
+            id=checkpoint_id or uuid4(),
+            **known,
+        )
+
+    def prepare(self, state: Any, *, wait: bool = True) -> None:
         """Take the memory of a save now, so that the first one blocks no longer than the others.
+
+        `wait=False`: behind the caller's back, once, and not where a save has taken it already;
+        a save that comes meanwhile waits for it. It is as much as the state takes, until `close`.
 
         Raises:
             CheckpointError: such a state cannot be saved.
         """
+        if not wait and (self._prepared or self._buffer is not None):
+            return
         self._check_usable()
+        size = self.store.size_of(state)
+        self._prepared = True
+        if wait:
+            self._reserve(size)
+            return
+        threading.Thread(
+            target=self._reserve_first, args=(size,), name="qigstore-buffer", daemon=True
+        ).start()
+
+    def _reserve(self, size: int) -> None:
         with self._saving:
-            self._buffer = self.store.reserve(state, reuse=self._buffer)
+            self._buffer = self.store.reserve(size, reuse=self._buffer)
+
+    def _reserve_first(self, size: int) -> None:
+        """Take the memory if no save has done so; the first save says it where there is none."""
+        with self._saving, suppress(OSError):
+            if self._buffer is None and not self._closed:
+                self._buffer = self.store.reserve(size)
+            if self._closed:
+                self._buffer = None
 
     def wait(self, timeout_s: float | None = None) -> None:
         """Wait until the save in flight is committed, and a little for its row.
@@ -248,28 +272,34 @@ class CheckpointKeeper:
     def _work(self, staged: Staged, info: SaveInfo) -> None:
         """The background thread of one save."""
         try:
-            checkpoint = self._commit(staged, info)
+            self._finish(info, partial(self.store.commit, staged, info))
+        except Exception as error:
+            self._noted(f"saving the checkpoint of step {info.step}: {error}", error)
+
+    def _finish(self, info: SaveInfo, commit: Callable[[], Checkpoint]) -> None:
+        """Commit, and see to it that whoever should know does."""
+        try:
+            checkpoint = self._with_room(commit)
         except Exception as error:
             with self._state:
                 self._counts["failed"] += 1
-            self._noted(f"saving the checkpoint of step {info.step}: {error}", error)
+                self._last_error = f"saving the checkpoint of step {info.step}: {error}"
             if self._on_error is not None:
                 self._report(info, error)
-            return
+            raise
         with self._state:
             self._counts["saved"] += 1
             self._last = checkpoint.id
             self._index[checkpoint.id] = checkpoint
-        self._tidy(lambda rows: rows.add(checkpoint))
+        self._post.note_saved(checkpoint)
+        self._tidy()
 
-    def _tidy(self, say: Callable[[CheckpointRows], object]) -> None:
+    def _tidy(self) -> None:
         """Row and retention in a thread of their own: a save never waits for the database.
 
         It is a daemon: a process whose database hangs can end, and `reconcile` finds the rest.
         """
         with self._state:
-            if self._rows is not None:
-                self._later.append(say)
             self._tidy_wanted = True
             if self._tidier is not None and self._tidier.is_alive():
                 return
@@ -290,21 +320,21 @@ class CheckpointKeeper:
                     return
                 self._tidy_wanted = False
             try:
-                with self._shipping:
-                    self._ship()
+                self._post.ship()
                 self.prune()
             except Exception as error:
                 self._noted(f"tidying up after a save: {error}", error)
 
-    def _commit(self, staged: Staged, info: SaveInfo) -> Checkpoint:
+    def _with_room(self, commit: Callable[[], Checkpoint]) -> Checkpoint:
+        """Commit; on a full disk once more, where something could be removed."""
         try:
-            return self.store.commit(staged, info)
+            return commit()
         except CheckpointError as error:
             cause = error.__cause__
             full = isinstance(cause, OSError) and cause.errno in {errno.ENOSPC, errno.EDQUOT}
             if not full or not (self.store.clean(self.session_name) or self.prune()):
                 raise
-        return self.store.commit(staged, info)
+        return commit()
 
     def _noted(self, text: str, error: Exception) -> None:
         with self._state:
@@ -327,34 +357,9 @@ class CheckpointKeeper:
 
     # ------------------------------------------------------------ rows
 
-    def _tell(self, say: Callable[[CheckpointRows], object]) -> None:
-        """Tell the database, after whatever it was not told yet; kept for later while away."""
-        if self._rows is None:
-            return
-        with self._shipping:
-            self._later.append(say)
-            self._ship()
-
-    def _tell_status(self, checkpoint_id: UUID, status: CheckpointStatus, reason: str) -> None:
-        def say(rows: CheckpointRows) -> None:
-            with suppress(NotFound):  # a folder that never had its row needs none now
-                rows.set_status(checkpoint_id, status, reason=reason[:2000])
-
-        self._tell(say)
-
-    def _ship(self) -> bool:
-        while self._later and self._rows is not None:
-            try:
-                self._later[0](self._rows)
-            except StoreError as error:
-                with self._state:
-                    self._last_error = f"the database was not told: {error}"
-                return False
-            except Exception:
-                self._later.popleft()  # what it cannot take now it will not take later
-                raise
-            self._later.popleft()
-        return True
+    def _note_away(self, error: StoreError) -> None:
+        with self._state:
+            self._last_error = f"the database was not told: {error}"
 
     def reconcile(self) -> list[Checkpoint]:
         """Give every committed folder of the session its row, and remove what dead saves left.
@@ -366,13 +371,7 @@ class CheckpointKeeper:
             StoreError: the database is away.
         """
         self.store.clean(self.session_name)
-        found = list(self.known().values())
-        rows = self._rows
-        if rows is None:
-            return []
-        with self._shipping:
-            self._ship()
-        return [item for item in found if rows.add(item)]
+        return self._post.insert(self.known().values())
 
     def candidates(self, *, limit: int = 10_000, by_age: bool = False) -> list[Candidate]:
         """The checkpoints of the session and whether each is fit to recover from, at most `limit`
@@ -446,7 +445,7 @@ class CheckpointKeeper:
         except NotFound:
             return False  # another manager of the session was faster
         except CheckpointCorrupt:
-            if os.path.lexists(path):
+            if self.store.has(path):
                 raise
             return False  # it was, and had removed the manifest when we read it
         finally:
@@ -454,7 +453,7 @@ class CheckpointKeeper:
                 self._index.pop(checkpoint_id, None)
         with self._state:
             self._counts["pruned"] += 1
-        self._tell_status(checkpoint_id, "deleted", reason)
+        self._post.tell_status(checkpoint_id, "deleted", reason)
         return True
 
     def quarantine(self, checkpoint_id: UUID, reason: str) -> None:
@@ -464,7 +463,7 @@ class CheckpointKeeper:
         finally:
             with self._state:
                 self._index.pop(checkpoint_id, None)
-        self._tell_status(checkpoint_id, "quarantined", reason)
+        self._post.tell_status(checkpoint_id, "quarantined", reason)
 
     # ------------------------------------------------------------ loading
 
@@ -483,7 +482,7 @@ class CheckpointKeeper:
             NotFound, CheckpointCorrupt, CheckpointFormatError: see `CheckpointStore.load`.
         """
         path = self.store.locate(self.session_name, checkpoint_id)
-        with in_use(path):
+        with self.store.in_use(path):
             return self.store.load(path, verify=verify, part=part, into=into)
 
     def progress(self) -> dict[str, Any]:
@@ -492,7 +491,7 @@ class CheckpointKeeper:
             return {
                 **self._counts,
                 "in_flight": self._thread is not None and self._thread.is_alive(),
-                "rows_pending": len(self._later),
+                "rows_pending": len(self._post),
                 "past_cache": self.store.past_cache,
                 "last_error": self._last_error,
             }

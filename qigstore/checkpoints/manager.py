@@ -13,7 +13,8 @@ from uuid import UUID
 
 import numpy as np
 
-from qigstore.checkpoints.holds import Pins, removing
+from qigstore.checkpoints.base import AnyPins
+from qigstore.checkpoints.folders import parse_id
 from qigstore.checkpoints.keeper import CheckpointKeeper
 from qigstore.checkpoints.ranking import best_first, finite, newest_first
 from qigstore.errors import CheckpointCorrupt, CheckpointError, NoHealthyCheckpoint, NotFound
@@ -31,9 +32,9 @@ class CheckpointManager(CheckpointKeeper):
         return self.retention.keep_best
 
     @property
-    def pins(self) -> Pins:
+    def pins(self) -> AnyPins:
         """What stays whatever retention says."""
-        return Pins(self.store, self.session_name)
+        return self.store.pins(self.session_name)
 
     def save_checkpoint(  # noqa: PLR0917 - the order that its users know
         self,
@@ -111,14 +112,14 @@ class CheckpointManager(CheckpointKeeper):
             CheckpointError: it is pinned, in use, or not provably ours.
         """
         path = self.store.locate(self.session_name, checkpoint_id)
-        key = UUID(path.name)
+        key = parse_id(checkpoint_id)
         if key in self.pins.all():
             raise CheckpointError(
                 f"checkpoint {key} is pinned, so it is not deleted. Unpin it first "
                 f"(`qigstore checkpoints unpin {key}`)."
             )
-        with removing(path) as free:
-            if not free and path.exists():
+        with self.store.removing(path) as free:
+            if not free and self.store.has(path):
                 raise CheckpointError(f"checkpoint {key} is being read now; try again later")
             return self.remove(key, "deleted by name")
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+import math
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
+import numpy.typing as npt
+
+from qigstore.checkpoints.arrays import ITEM_BYTES
 from qigstore.checkpoints.format import MANIFEST, Manifest
-from qigstore.checkpoints.reading import Payload
+from qigstore.checkpoints.shards import AnyPayload, Shards
 from qigstore.checkpoints.tree import Part, Reference, find, nearest, outline, references, restore
 from qigstore.errors import (
     CheckpointCorrupt,
@@ -15,18 +18,24 @@ from qigstore.errors import (
     CheckpointMismatch,
     CheckpointUnsupported,
 )
+from qigstore.records import Location
 
 __all__ = ["OpenCheckpoint"]
+
+
+Array = npt.NDArray[Any]
 
 
 class OpenCheckpoint(Mapping[str, Any]):
     """The arrays of a checkpoint by their names in the file (``"model.encoder.weight"``).
 
+    What several ranks saved in parts is put together.
+
     Attributes:
         manifest: everything known of it except its arrays.
     """
 
-    def __init__(self, manifest: Manifest, payload: Payload, path: Path) -> None:
+    def __init__(self, manifest: Manifest, payload: AnyPayload, path: Location) -> None:
         self.manifest = manifest
         self._payload, self._path = payload, path
         self._outline: Any = None
@@ -39,7 +48,7 @@ class OpenCheckpoint(Mapping[str, Any]):
             KeyError: no array of that name.
             CheckpointCorrupt: what is there is not what was saved.
         """
-        if name not in self.manifest.tensors:
+        if name not in self:
             raise KeyError(f"{name!r} is no array of {self._path}{nearest(name, self)}")
         if not self._by_name:
             self._by_name = {found.name: found for found in references(self.outline())}
@@ -47,13 +56,13 @@ class OpenCheckpoint(Mapping[str, Any]):
 
     def __contains__(self, name: object) -> bool:
         """Whether there is an array of that name; nothing is read for it."""
-        return name in self.manifest.tensors
+        return name in self._payload.names
 
     def __iter__(self) -> Iterator[str]:
-        return (slot.name for slot in self._payload.slots)
+        return iter(self._payload.names)
 
     def __len__(self) -> int:
-        return len(self._payload.slots)
+        return len(self._payload.names)
 
     def outline(self) -> Any:
         """The state with a `Reference` in place of every array; nothing is read for it.
@@ -84,13 +93,27 @@ class OpenCheckpoint(Mapping[str, Any]):
         except CheckpointError as error:
             raise self._no_state(error) from error
 
-    def check(self) -> None:
-        """Verify every array without keeping it, in constant memory.
+    def stored(self, names: Collection[str]) -> dict[str, Array]:
+        """Arrays as the files hold them, by their names there, each verified.
 
         Raises:
             CheckpointCorrupt: what is there is not what was saved.
         """
-        self._payload.check()
+        payload = self._payload
+        return payload.chunks(names) if isinstance(payload, Shards) else payload.read(names)
+
+    def size_of(self, name: str) -> int:
+        """Bytes of an array as a file holds it."""
+        info = self.manifest.tensors[name]
+        return ITEM_BYTES[info.dtype] * math.prod(info.shape)
+
+    def check(self, names: Collection[str] | None = None) -> None:
+        """Verify what the files hold, or arrays of these names there, in constant memory.
+
+        Raises:
+            CheckpointCorrupt: what is there is not what was saved.
+        """
+        self._payload.check(names)
 
     def _no_state(self, error: CheckpointError) -> CheckpointCorrupt:
         return CheckpointCorrupt(self._path / MANIFEST, "skeleton", expected="a state", found=error)

@@ -12,26 +12,39 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from blake3 import blake3
 
-from qigstore.checkpoints.arrays import ITEM_BYTES, NOT_FINITE_MASKS
-from qigstore.checkpoints.disk import PAGE
+from qigstore.checkpoints.arrays import ITEM_BYTES, NOT_FINITE_MASKS, Leaf
+from qigstore.checkpoints.disk import PAGE, Disk, write_pages, write_pieces
 from qigstore.checkpoints.format import Slot, TensorInfo, layout, root_digest
 from qigstore.checkpoints.tree import FlatState, flatten
 
-__all__ = ["SMALL_BYTES", "Beside", "Hashed", "Staged", "allocate", "reserve", "stage"]
+__all__ = [
+    "SMALL_BYTES",
+    "Beside",
+    "Hashed",
+    "Staged",
+    "allocate",
+    "reserve",
+    "size_of",
+    "stage",
+    "stage_flat",
+    "write_payload",
+]
 
 _SLACK = 4 << 20
-SMALL_BYTES = 32 << 20
-"""Below this no second thread pays: the two would wait for Python's lock."""
+SMALL_BYTES = 1 << 20
+"""Below this neither going past the page cache pays nor a second thread that hashes meanwhile."""
+_TWO_COPY = 32 << 20
+"""Below this one thread copies: a second one would be there when all is done."""
 _HOT = 1 << 20
 """A piece that fits a core's own cache, and holds whole items of every dtype."""
-_POPULATE = 23
-"""MADV_POPULATE_WRITE (Linux 5.14), which Python's mmap has no name for."""
-_POPULATE_STEP = 32 << 20
+_QUICK = 128 << 10
+"""Copied in less time than it takes to give Python's lock away and get it back."""
 
 
 class Beside:
@@ -149,21 +162,21 @@ def stage(state: Any, reuse: mmap.mmap | None = None) -> Staged:
     Raises:
         CheckpointError: the state holds something that cannot be saved.
     """
-    flat = flatten(state)
+    return stage_flat(flatten(state), reuse)
+
+
+def stage_flat(flat: FlatState, reuse: mmap.mmap | None = None) -> Staged:
+    """The same for a state that was taken apart already, each of its leaves a `Leaf`."""
     header, slots, size = _layout_of(flat)
     buffer = _buffer_for(size, reuse)
     buffer[: len(header)] = header
 
     def copy(part: Sequence[Slot]) -> None:
         for slot in part:
-            leaf = flat.leaves[slot.name]
-            target = np.ndarray(leaf.data.shape, leaf.raw, buffer=buffer, offset=slot.start)
-            # The same bytes, whatever the dtypes are called (bits of bfloat16 are an int16).
-            same = leaf.data.dtype.kind == leaf.raw.kind
-            np.copyto(target, leaf.data if same else leaf.data.view(leaf.raw))
+            _copy(flat.leaves[slot.name], slot, buffer)
 
     # Training waits, so that two cores are free to copy.
-    beside = Beside(partial(copy, slots[::2]), here=size < SMALL_BYTES)
+    beside = Beside(partial(copy, slots[::2]), here=size < _TWO_COPY)
     try:
         copy(slots[1::2])
     finally:
@@ -173,13 +186,53 @@ def stage(state: Any, reuse: mmap.mmap | None = None) -> Staged:
     return Staged(flat.skeleton, header, slots, raw, buffer, size)
 
 
-def reserve(state: Any, reuse: mmap.mmap | None = None) -> mmap.mmap:
-    """The buffer that `stage` would use for such a state, its pages there already.
+def _copy(leaf: Leaf, slot: Slot, buffer: mmap.mmap) -> None:
+    """Copy an array to its place: the same bytes, whatever the dtypes are called.
+
+    A small one by one call that keeps Python's lock; a large one so that others may run.
+    """
+    # Bits of bfloat16 are an int16 to torch.
+    data = leaf.data if leaf.data.dtype.kind == leaf.raw.kind else leaf.data.view(leaf.raw)
+    if data.nbytes <= _QUICK and data.flags.c_contiguous and data.dtype == leaf.raw:
+        octets: Any = data  # some NumPy's stubs know of no buffer
+        buffer[slot.start : slot.stop] = octets
+    else:
+        target = np.ndarray(data.shape, leaf.raw, buffer=buffer, offset=slot.start)
+        np.copyto(target, data)
+
+
+def write_payload(disk: Disk, file: Path, staged: Staged, beside: Beside, *, small: bool) -> None:
+    """Write a staged state's file and fsync it; `beside` has ended when this returns.
+
+    `beside` hashes, and encodes what it found, while this thread writes and fsyncs; of a small one
+    this thread does so itself, while the disk is at work.
+    """
+    try:
+        if small:
+            data = staged.pages[: staged.size]
+            write_pieces(disk, file, [data], meanwhile=beside.wait)
+        else:
+            write_pages(disk, file, staged.pages, staged.size)
+    finally:
+        beside.wait()  # the buffer may be used again when this returns
+
+
+def size_of(state: Any) -> int:
+    """Bytes that staging such a state takes; its numbers are not looked at.
 
     Raises:
         CheckpointError: the state holds something that cannot be saved.
     """
-    return _buffer_for(_layout_of(flatten(state))[2], reuse)
+    return _layout_of(flatten(state, values=False))[2]
+
+
+def reserve(size: int, reuse: mmap.mmap | None = None) -> mmap.mmap:
+    """The buffer that `stage` would use for a state of this size, its pages there already."""
+    buffer = _buffer_for(size, reuse)
+    if buffer is not reuse:
+        # By NumPy, which gives Python's lock away meanwhile; madvise would keep it.
+        np.frombuffer(buffer, np.uint8)[::PAGE] = 0
+    return buffer
 
 
 def _layout_of(flat: FlatState) -> tuple[bytes, tuple[Slot, ...], int]:
@@ -195,9 +248,9 @@ def _buffer_for(size: int, reuse: mmap.mmap | None) -> mmap.mmap:
 def allocate(size: int, *, private: bool = False) -> mmap.mmap:
     """Page-aligned memory of whole pages; `private`: a forked child does not get it.
 
-    Hints only: a kernel without them does the same, slower. Large pages, all at once, cost a third
-    of touching small ones one by one. Forked data loaders must not make every later write to the
-    buffer of a save copy a page.
+    Hints only: a kernel without them does the same, slower. Large pages cost a third of small ones
+    at first touch. Forked data loaders must not make every later write to the buffer of a save copy
+    a page.
     """
     pages = max(-(-size // PAGE), 1) * PAGE
     buffer = mmap.mmap(-1, pages, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
@@ -206,11 +259,6 @@ def allocate(size: int, *, private: bool = False) -> mmap.mmap:
         if hint is not None:
             with suppress(OSError):
                 buffer.madvise(hint)
-    for start in range(0, pages, _POPULATE_STEP):  # other threads get their turn in between
-        try:
-            buffer.madvise(_POPULATE, start, min(_POPULATE_STEP, pages - start))
-        except OSError:
-            break
     return buffer
 
 

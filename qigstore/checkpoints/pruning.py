@@ -6,7 +6,6 @@ from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING
 from uuid import UUID
 
-from qigstore.checkpoints.holds import Pins, removing
 from qigstore.checkpoints.retention import Retention, roles
 from qigstore.errors import CheckpointError
 from qigstore.records import Checkpoint
@@ -29,7 +28,7 @@ def planned(
     known = keeper.known()
     healthy = {item.checkpoint.id for item in keeper.candidates() if item.healthy}
     held: Mapping[str, Collection[UUID]] = {
-        "pinned": Pins(keeper.store, keeper.session_name).all(),
+        "pinned": keeper.store.pins(keeper.session_name).all(),
         "resumed from": keeper.protected(),
     }
     found = roles(known.values(), retention or keeper.retention, healthy=healthy, held=held)
@@ -51,7 +50,7 @@ def prune(
     gone: list[UUID] = []
     used: list[UUID] = []
     problem: Exception | None = None
-    with Pins(keeper.store, keeper.session_name).pruning() as mine:
+    with keeper.store.pins(keeper.session_name).pruning() as mine:
         if not mine:
             return gone, used
         for item, names in planned(keeper, retention):
@@ -59,9 +58,9 @@ def prune(
                 continue
             path = keeper.store.locate(keeper.session_name, item.id)
             try:
-                with removing(path) as free:
+                with keeper.store.removing(path) as free:
                     if not free:
-                        if path.exists():
+                        if keeper.store.has(path):
                             used.append(item.id)
                     elif keeper.remove(item.id, "retention: no role"):
                         gone.append(item.id)

@@ -27,11 +27,13 @@ from qigstore.checkpoints.format import Manifest, Slot, layout, root_digest
 from qigstore.checkpoints.payload import allocate
 from qigstore.errors import CheckpointCorrupt, CheckpointError
 
-__all__ = ["Payload"]
+__all__ = ["Payload", "runs"]
 
 Array = npt.NDArray[Any]
 
 _CHUNK = 4 << 20
+_HOT = 1 << 20
+"""What comes from the page cache is hashed in pieces that a core's own cache still holds."""
 _RUN = 8 << 20
 _READERS = 6
 _GAP = 64 << 10
@@ -66,6 +68,11 @@ class Payload:
         self._past_cache = end >= _PAST_CACHE_MIN and not self._cached(end // 2 // PAGE * PAGE)
         self._check_header(header)
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The arrays, in the order of the file."""
+        return tuple(slot.name for slot in self.slots)
+
     def _check_header(self, header: bytes) -> None:
         start = bytearray(len(header))
         self._fill(memoryview(start), 0)
@@ -89,13 +96,13 @@ class Payload:
             CheckpointCorrupt: what is there is not what the manifest describes.
         """
         slots = [slot for slot in self.slots if names is None or slot.name in names]
-        runs = list(_runs(slots))
+        groups = list(runs(slots))
         self._direct(True)
-        if len(runs) < 2:
-            found = [self._read_run(run, verify) for run in runs]
+        if len(groups) < 2:
+            found = [self._read_run(run, verify) for run in groups]
         else:
             with ThreadPoolExecutor(_READERS, thread_name_prefix="qigstore-read") as pool:
-                jobs = [pool.submit(self._read_run, run, verify) for run in runs]
+                jobs = [pool.submit(self._read_run, run, verify) for run in groups]
                 try:
                     found = [job.result() for job in jobs]
                 except BaseException:
@@ -103,8 +110,8 @@ class Payload:
                     raise
         return {name: array for arrays in found for name, array in arrays.items()}
 
-    def check(self) -> None:
-        """Verify every array without keeping it, in constant memory.
+    def check(self, names: Collection[str] | None = None) -> None:
+        """Verify every array, or these, without keeping it, in constant memory.
 
         Raises:
             CheckpointCorrupt: what is there is not what the manifest describes.
@@ -113,6 +120,8 @@ class Payload:
         os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
         scratch = memoryview(bytearray(_CHUNK))
         for slot in self.slots:
+            if names is not None and slot.name not in names:
+                continue
             hasher = blake3()
             for at in range(slot.start, slot.stop, _CHUNK):
                 piece = scratch[: min(slot.stop - at, _CHUNK)]
@@ -134,11 +143,12 @@ class Payload:
                 what = f"shape of array {slot.name!r:.60}"
                 raise CheckpointCorrupt(self._path, what, expected="a shape", found=error) from None
         view, ready = memoryview(memory), low
+        chunk = _CHUNK if self._past_cache else _HOT
         for slot in run:
             hasher, at = blake3(), slot.start
             while at < slot.stop:
                 if at >= ready:  # what was read just now is hashed while it is in the core's cache
-                    end = min(ready + _CHUNK, run[-1].stop)
+                    end = min(ready + chunk, run[-1].stop)
                     self._fill(view[ready - low : -(-end // PAGE) * PAGE - low], ready, end - ready)
                     ready = end
                 upto = min(slot.stop, ready)
@@ -197,7 +207,7 @@ class Payload:
         self._past_cache = wanted
 
 
-def _runs(slots: Iterable[Slot]) -> Iterator[list[Slot]]:
+def runs(slots: Iterable[Slot]) -> Iterator[list[Slot]]:
     """Neighbours in the file, in groups of some megabytes; a larger array is one by itself."""
     run: list[Slot] = []
     for slot in slots:

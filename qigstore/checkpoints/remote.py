@@ -14,7 +14,6 @@ byte, before it gets its name in the local store.
 
 from __future__ import annotations
 
-import importlib
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -23,18 +22,14 @@ from uuid import UUID
 from qigstore.checkpoints.folders import parse_id
 from qigstore.checkpoints.format import (
     MANIFEST,
-    MANIFEST_BYTES_MAX,
-    PAYLOAD,
     Manifest,
-    decode_manifest,
 )
+from qigstore.checkpoints.remote_files import RemoteFiles
 from qigstore.checkpoints.store import CheckpointStore
 from qigstore.errors import (
     CheckpointCorrupt,
     CheckpointError,
-    CheckpointUnsupported,
     InvalidInput,
-    NotFound,
 )
 from qigstore.records import Checkpoint
 
@@ -50,15 +45,8 @@ class RemoteCopies:
 
     def __init__(self, store: CheckpointStore, url: str, **options: Any) -> None:
         self.store, self.url = store, url
-        try:
-            fsspec = importlib.import_module("fsspec")
-            self._files, root = fsspec.core.url_to_fs(url, **options)
-        except ImportError as error:
-            raise CheckpointUnsupported(
-                f"copies at {url} need a package that is not installed: {error}. Install it "
-                "(`pip install 'qigstore[remote]'`, for S3 also s3fs)."
-            ) from error
-        self._root = root.rstrip("/")
+        self._remote = RemoteFiles(url, **options)
+        self._files, self._root = self._remote.fs, self._remote.root
 
     def push(self, path: Path | str) -> str:
         """Verify a checkpoint and copy it; returns where to. A copy that is there stays.
@@ -73,7 +61,7 @@ class RemoteCopies:
         if self._files.exists(f"{target}/{MANIFEST}"):
             return target
         self._files.makedirs(target, exist_ok=True)
-        for name in (PAYLOAD, MANIFEST):
+        for name in (*manifest.files, MANIFEST):
             size = (source / name).stat().st_size
             self._files.put_file(str(source / name), f"{target}/{name}")
             self._files.invalidate_cache()
@@ -112,10 +100,10 @@ class RemoteCopies:
         """
         key = parse_id(checkpoint_id)
         manifest, data = self._manifest(session, key)
-        payload = f"{self._place(session, key)}/{PAYLOAD}"
+        place = self._place(session, key)
 
-        def fetch(start: int, stop: int) -> bytes:
-            found: bytes = self._files.cat_file(payload, start=start, end=stop)
+        def fetch(name: str, start: int, stop: int) -> bytes:
+            found: bytes = self._files.cat_file(f"{place}/{name}", start=start, end=stop)
             return found
 
         return self.store.adopt(manifest, data, fetch)
@@ -128,31 +116,24 @@ class RemoteCopies:
             CheckpointError: its manifest does not prove that it is this store's.
         """
         key = parse_id(checkpoint_id)
-        owner = self._manifest(session, key)[0].store
+        manifest = self._manifest(session, key)[0]
+        owner = manifest.store
         if owner != self.store.id:
             raise CheckpointError(
                 f"the copy of {key} at {self.url} is of store {owner}, this one is "
                 f"{self.store.id} ({self.store.root}); it is not deleted. Remove it yourself."
             )
-        for name in (MANIFEST, PAYLOAD):
+        for name in (MANIFEST, *manifest.files):
             self._files.rm_file(f"{self._place(session, key)}/{name}")
         with suppress(OSError, NotImplementedError):  # object stores have no folders
             self._files.rmdir(self._place(session, key))
 
     def _manifest(self, session: str, key: UUID) -> tuple[Manifest, bytes]:
-        path = f"{self._place(session, key)}/{MANIFEST}"
-        try:
-            data: bytes = self._files.cat_file(path, end=MANIFEST_BYTES_MAX)
-        except FileNotFoundError:
-            raise NotFound(
-                "checkpoint", str(key), hint=f"There is no {path} ({self.url})"
-            ) from None
-        manifest = decode_manifest(Path(path), data)
-        for what, said, wanted in (
-            ("id", manifest.id, key), ("session", manifest.session, session)
-        ):  # fmt: skip
-            if said != wanted:
-                raise CheckpointCorrupt(Path(path), what, expected=wanted, found=said)
+        place = f"{self.store.folder_of(session).name}/{key}"
+        manifest, data = self._remote.manifest(place, key)
+        if manifest.session != session:
+            path = self._remote.url / place / MANIFEST
+            raise CheckpointCorrupt(path, "session", expected=session, found=manifest.session)
         return manifest, data
 
     def _folder(self, session: str) -> str:

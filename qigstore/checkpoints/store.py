@@ -14,56 +14,45 @@ import errno
 import os
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from functools import partial
-from mmap import mmap
 from pathlib import Path
-from typing import Any, cast
 from uuid import UUID
 
-from qigstore.checkpoints.disk import Disk, replace_file, write_all, write_pages, write_pieces
-from qigstore.checkpoints.filling import fill
+from qigstore.checkpoints.base import BaseStore
+from qigstore.checkpoints.disk import Disk, replace_file, write_all, write_pieces
 from qigstore.checkpoints.folders import Folders, open_file, parse_id
 from qigstore.checkpoints.format import (
     MANIFEST,
     PAYLOAD,
-    FileInfo,
     Manifest,
-    canonical_json,
-    encode_manifest,
+    is_payload,
 )
-from qigstore.checkpoints.info import SaveInfo, record_of
+from qigstore.checkpoints.holds import Pins, in_use, removing
+from qigstore.checkpoints.info import Contents, SaveInfo, contents_of, manifest_of, record_of
+from qigstore.checkpoints.json_text import canonical_json
 from qigstore.checkpoints.opened import OpenCheckpoint
-from qigstore.checkpoints.payload import SMALL_BYTES, Beside, Staged, reserve, stage
+from qigstore.checkpoints.payload import SMALL_BYTES, Beside, Staged, write_payload
 from qigstore.checkpoints.reading import Payload
-from qigstore.checkpoints.tree import Part
+from qigstore.checkpoints.shards import Shards
 from qigstore.errors import CheckpointError, InvalidInput, NotFound
 from qigstore.records import Checkpoint
 
-__all__ = ["CheckpointStore", "Survey"]
+__all__ = ["CheckpointStore"]
 
 _TMP, _TRASH, _QUARANTINE = ".tmp-", ".trash-", ".quarantine"
-_OURS = {PAYLOAD, MANIFEST}
 _SPARE_BYTES = 4 << 20
-_NAMED_MAX = 20
 _PIECE = 8 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class Survey:
-    """What a session's folder holds: whole checkpoints, and folders that are none, with why."""
-
-    checkpoints: tuple[Checkpoint, ...]
-    damaged: tuple[tuple[Path, Exception], ...]
-
-
-class CheckpointStore:
+class CheckpointStore(BaseStore):
     """Checkpoints of any number of sessions below one root; every write goes through `disk`.
 
     Payloads below `small_bytes` go through the page cache, which is quicker for them.
     """
+
+    root: Path
 
     def __init__(
         self, root: Path | str, *, disk: Disk | None = None, small_bytes: int = SMALL_BYTES
@@ -88,44 +77,48 @@ class CheckpointStore:
 
     # ------------------------------------------------------------ saving
 
-    def save(self, state: Any, *, info: SaveInfo) -> Checkpoint:
-        """Save a state; when this returns, it is on the disk, power loss included.
-
-        Raises:
-            CheckpointError: it was not saved (`__cause__` says what failed); earlier ones are as
-                they were.
-        """
-        return self.commit(self.stage(state), info)
-
-    def stage(self, state: Any, *, reuse: mmap | None = None) -> Staged:
-        """Copy a state, so that training may go on changing it; nothing is written yet."""
-        return stage(state, reuse)
-
-    def reserve(self, state: Any, *, reuse: mmap | None = None) -> mmap:
-        """The memory that staging such a state takes; `reuse` where that will do."""
-        return reserve(state, reuse)
-
     def commit(self, staged: Staged, info: SaveInfo) -> Checkpoint:
         """Write a staged state; complete or absent, whatever happens.
 
         Raises:
             CheckpointError: it was not saved (`__cause__` says what failed).
         """
+        return self.commit_by(info, staged.size, lambda fresh: self._write(fresh, staged, info))
+
+    def commit_by(self, info: SaveInfo, size: int, write: Callable[[Path], Manifest]) -> Checkpoint:
+        """Commit what `write` puts into a fresh folder: about `size` bytes, the manifest last.
+
+        It is locked meanwhile, and removed where `write` fails.
+
+        Raises:
+            CheckpointError: it was not saved (`__cause__` says what failed).
+        """
         with self._said(info.id, info.session_name, info.step):
             folder = self._folders.session(info.session_name)
-            return self._commit(
-                folder, info.id, staged.size, info.session_id,
-                lambda fresh: self._write(fresh, staged, info),
-            )  # fmt: skip
+            return self._commit(folder, info.id, size, info.session_id, write)
+
+    def finish(self, fresh: Path, info: SaveInfo, contents: Contents) -> Manifest:
+        """Write the manifest of a fresh folder whose files are there and fsynced: the last one.
+
+        Raises:
+            CheckpointError: larger than any reader would take.
+            OSError: the disk refused.
+        """
+        return self._put(fresh, *manifest_of(info, self._folders.store_id(), contents))
+
+    def _put(self, fresh: Path, manifest: Manifest, data: bytes) -> Manifest:
+        write_all(self._disk, fresh / MANIFEST, data)
+        self._disk.fsync_folder(fresh)
+        return manifest
 
     def adopt(
-        self, known: Manifest, manifest: bytes, fetch: Callable[[int, int], bytes]
+        self, known: Manifest, manifest: bytes, fetch: Callable[[str, int, int], bytes]
     ) -> Checkpoint:
         """Commit a checkpoint of this store that was copied elsewhere; verified before it counts.
 
         Args:
             known, manifest: its manifest, decoded and as it was.
-            fetch: bytes of its payload, from one place to another.
+            fetch: bytes of one of its files, from one place to another.
 
         Raises:
             CheckpointCorrupt: the copy is not what was saved.
@@ -140,16 +133,16 @@ class CheckpointStore:
                 )
 
             def write(fresh: Path) -> Manifest:
-                file, size = fresh / PAYLOAD, known.payload.bytes
-                pieces = (fetch(at, min(at + _PIECE, size)) for at in range(0, size, _PIECE))
-                write_pieces(self._disk, file, pieces)
-                with file.open("rb") as written:
-                    Payload(written.fileno(), file, known).check()
-                write_all(self._disk, fresh / MANIFEST, manifest)
-                self._disk.fsync_folder(fresh)
-                return known
+                for name, file in known.files.items():
+                    path, size = fresh / name, file.bytes
+                    starts = range(0, size, _PIECE)
+                    pieces = (fetch(name, at, min(at + _PIECE, size)) for at in starts)
+                    write_pieces(self._disk, path, pieces)
+                    with path.open("rb") as written:
+                        Payload(written.fileno(), path, known.of(name)).check()
+                return self._put(fresh, known, manifest)
 
-            return self._commit(folder, known.id, known.payload.bytes, 0, write)
+            return self._commit(folder, known.id, known.bytes, 0, write)
 
     @contextmanager
     def _said(self, key: UUID, session: str, step: int) -> Iterator[None]:
@@ -191,48 +184,13 @@ class CheckpointStore:
         return record_of(manifest, target, session_id, (target / MANIFEST).stat().st_size)
 
     def _write(self, fresh: Path, staged: Staged, info: SaveInfo) -> Manifest:
-        disk = self._disk
-        # A second thread hashes, and encodes what it found, while this one writes and fsyncs; of a
-        # small one this thread does so itself, while the disk is at work.
         small = staged.size < self._small_bytes
         beside = Beside(partial(self._manifest_of, staged, info), here=small)
-        file = fresh / PAYLOAD
-        try:
-            if small:
-                data = staged.pages[: staged.size]
-                write_pieces(disk, file, [data], meanwhile=beside.wait)
-            else:
-                write_pages(disk, file, staged.pages, staged.size)
-        finally:
-            beside.wait()  # the buffer may be used again when this returns
-        manifest, data = beside.result()
-        write_all(disk, fresh / MANIFEST, data)
-        disk.fsync_folder(fresh)
-        return cast("Manifest", manifest)
+        write_payload(self._disk, fresh / PAYLOAD, staged, beside, small=small)
+        return self._put(fresh, *beside.result())
 
     def _manifest_of(self, staged: Staged, info: SaveInfo) -> tuple[Manifest, bytes]:
-        found = staged.hashed()
-        manifest = Manifest(
-            id=info.id,
-            store=self._folders.store_id(),
-            session=info.session_name,
-            attempt=info.attempt,
-            step=info.step,
-            kind=info.kind,
-            phi=info.phi,
-            kappa_eff=info.kappa_eff,
-            regime=info.regime,
-            created_at=datetime.now(UTC),
-            parent=info.parent,
-            weights_finite=not found.not_finite,
-            not_finite=found.not_finite[:_NAMED_MAX],
-            files={PAYLOAD: FileInfo(staged.size, found.root)},
-            tensors=found.tensors,
-            skeleton=staged.skeleton,
-            metadata=info.metadata,
-        )
-        data, digest = encode_manifest(manifest)
-        return replace(manifest, digest=digest), data
+        return manifest_of(info, self._folders.store_id(), contents_of(staged))
 
     # ------------------------------------------------------------ reading
 
@@ -248,35 +206,6 @@ class CheckpointStore:
         """
         return self.folder_of(session) / str(parse_id(checkpoint_id))
 
-    def load(
-        self,
-        path: Path | str,
-        *,
-        verify: bool = True,
-        part: Part = (),
-        into: Any = None,
-    ) -> Any:
-        """Read a state back, by default with every digest verified.
-
-        Args:
-            path: the checkpoint's folder.
-            verify: compare the digest of every array that is read.
-            part: keys that lead to a part of the state, ``("model", "encoder")``; only the arrays
-                of that part are read.
-            into: a state to fill, ``model.state_dict()``: its arrays are overwritten in place,
-                after everything was read and compared, and it is returned.
-
-        Raises:
-            NotFound: no such folder.
-            CheckpointCorrupt: what is there is not what was saved.
-            CheckpointFormatError: written by a newer version, or not below this root.
-            CheckpointMismatch: it is good and has no such part, or does not fit `into`.
-            CheckpointUnsupported: it is good and needs a library that is not installed here.
-        """
-        with self.open(path) as found:
-            state = found.state(part, verify=verify)
-        return state if into is None else fill(into, state)
-
     @contextmanager
     def open(self, path: Path | str) -> Iterator[OpenCheckpoint]:
         """Open a checkpoint whose arrays are read one by one, each verified when it is asked for.
@@ -285,22 +214,19 @@ class CheckpointStore:
             NotFound, CheckpointCorrupt, CheckpointFormatError: as for `load`.
         """
         with self._folders.open(path) as found:
-            file = found.path / PAYLOAD
-            fd = open_file(found.fd, file)
-            try:
-                yield OpenCheckpoint(found.manifest, Payload(fd, file, found.manifest), found.path)
-            finally:
-                os.close(fd)
+            manifest = found.manifest
+            with ExitStack() as stack:
+                payloads = {}
+                for name in manifest.files:
+                    fd = open_file(found.fd, found.path / name)
+                    stack.callback(os.close, fd)
+                    payloads[name] = Payload(fd, found.path / name, manifest.of(name))
+                whole = payloads.get(PAYLOAD) or Shards(payloads, found.path, manifest)
+                yield OpenCheckpoint(manifest, whole, found.path)
 
-    def verify(self, path: Path | str) -> Manifest:
-        """Check every byte of a checkpoint in constant memory and return its manifest.
-
-        Raises:
-            NotFound, CheckpointCorrupt, CheckpointFormatError: as for `load`.
-        """
-        with self.open(path) as found:
-            found.check()
-            return found.manifest
+    def has(self, path: Path | str) -> bool:
+        """Whether anything has that name, whole or not."""
+        return os.path.lexists(path)
 
     def manifest(self, path: Path | str) -> Manifest:
         """The manifest alone, its own digest verified."""
@@ -320,32 +246,29 @@ class CheckpointStore:
         with self._folders.open(path) as found:
             return record_of(found.manifest, found.path, session_id, found.manifest_bytes)
 
-    def scan(self, session: str, *, session_id: int = 0) -> list[Checkpoint]:
-        """The committed checkpoints of a session, by attempt, step and id."""
-        return list(self.survey(session, session_id=session_id).checkpoints)
-
-    def survey(self, session: str, *, session_id: int = 0) -> Survey:
-        """The committed checkpoints of a session, and what stands among them and is none.
-
-        Manifests are verified, payloads are not; nothing is changed.
-        """
-        whole, damaged = [], []
-        folder = self.folder_of(session)
-        for key in self.ids(session):
-            try:
-                whole.append(self.record(folder / str(key), session_id=session_id))
-            except NotFound:
-                continue  # deleted meanwhile
-            except (CheckpointError, OSError) as error:
-                damaged.append((folder / str(key), error))
-        whole.sort(key=lambda item: (item.attempt, item.step, item.id))
-        return Survey(tuple(whole), tuple(damaged))
-
     def _names(self, folder: Path) -> list[str]:
         try:
             return self._disk.listdir(folder)
         except FileNotFoundError:
             return []
+
+    # ------------------------------------------------------------ holding
+
+    def pins(self, session: str) -> Pins:
+        """What stays whatever retention says."""
+        return Pins(self.folder_of(session), self._disk)
+
+    def in_use(self, path: Path | str) -> AbstractContextManager[None]:
+        """Keep a checkpoint from being removed while it is read.
+
+        Raises:
+            NotFound: it is being removed now.
+        """
+        return in_use(Path(path))
+
+    def removing(self, path: Path | str) -> AbstractContextManager[bool]:
+        """Hold a checkpoint against readers; False where one reads it, or it is gone."""
+        return removing(Path(path), self._disk)
 
     # ------------------------------------------------------------ putting away
 
@@ -386,8 +309,8 @@ class CheckpointStore:
             # Under the lock: another process may have removed it since it was opened.
             if not os.path.lexists(found.path):
                 raise NotFound("checkpoint", found.path.name, hint="It was deleted just now")
-            names = {entry.name for entry in found.path.iterdir()}
-            if found.manifest.store != self._folders.store_id() or not names <= _OURS:
+            ours = all(_is_ours(entry.name) for entry in found.path.iterdir())
+            if found.manifest.store != self._folders.store_id() or not ours:
                 raise CheckpointError(
                     f"{found.path} is not provably a checkpoint of this store ({self.root}), so "
                     "it is not deleted. Quarantine it, or remove it yourself."
@@ -427,7 +350,7 @@ class CheckpointStore:
             return False
         try:
             files = [path / name for name in self._disk.listdir(path)]
-            if any(f.name not in _OURS or not stat.S_ISREG(f.lstat().st_mode) for f in files):
+            if not all(_is_ours(f.name) and stat.S_ISREG(f.lstat().st_mode) for f in files):
                 return False
             self._discard(path)
         finally:
@@ -447,3 +370,7 @@ class CheckpointStore:
             if error.errno == errno.ENOLCK:
                 return None
             raise
+
+
+def _is_ours(name: str) -> bool:
+    return name == MANIFEST or is_payload(name)

@@ -49,24 +49,28 @@ def read_manifest(folder: Path) -> Manifest:
 def export(folder: Path, target: Path, *, progress: Progress, disk: Disk | None = None) -> Manifest:
     """Copy a checkpoint to a folder, or its arrays to one file where `target` ends so.
 
-    A folder gets both files, as they are: `restore_into` takes it. A `.safetensors` file is the
+    A folder gets all files, as they are: `restore_into` takes it. A `.safetensors` file is the
     payload alone, which any reader of that format opens.
 
     Raises:
-        CheckpointError: the target is there already.
+        CheckpointError: the target is there already, or one file cannot hold several.
         CheckpointCorrupt: the checkpoint, or the copy when read back, is not what was saved.
         OSError: the disk refused; nothing of the copy is left.
     """
     disk, manifest = disk or Disk(), read_manifest(folder)
     if os.path.lexists(target):
         raise CheckpointError(f"{target} is there already; name another place")
+    if target.suffix == ".safetensors" and manifest.sharding is not None:
+        raise CheckpointError(
+            f"{folder} is a checkpoint of {len(manifest.files)} files; export it to a folder"
+        )
     fresh = target.with_name(f".{target.name}.part")
     try:
         if target.suffix == ".safetensors":
-            _copy_payload(folder, fresh, manifest, progress, disk)
+            _copy_payload(folder / PAYLOAD, fresh, manifest, progress, disk)
         else:
             disk.mkdir(fresh)
-            _copy_payload(folder, fresh / PAYLOAD, manifest, progress, disk)
+            _copy_payloads(folder, fresh, manifest, progress, disk)
             write_all(disk, fresh / MANIFEST, encode_manifest(manifest)[0])
             disk.fsync_folder(fresh)
         if os.path.lexists(target):
@@ -107,7 +111,7 @@ def restore_into(
     disk.mkdir(fresh)
     lock = disk.try_lock(fresh)
     try:
-        _copy_payload(folder, fresh / PAYLOAD, manifest, progress, disk)
+        _copy_payloads(folder, fresh, manifest, progress, disk)
         write_all(disk, fresh / MANIFEST, encode_manifest(manifest)[0])
         disk.fsync_folder(fresh)
         disk.rename(fresh, target)
@@ -121,12 +125,25 @@ def restore_into(
     return target
 
 
-def _copy_payload(
+def _copy_payloads(
     folder: Path, target: Path, manifest: Manifest, progress: Progress, disk: Disk
 ) -> None:
-    """Copy the payload, fsync it, and read it back; a copy that differs says whose fault it is."""
-    size, path, done = manifest.payload.bytes, folder / PAYLOAD, 0
-    source = _open_in(folder, path)
+    before, total = 0, manifest.bytes
+    for name, file in manifest.files.items():
+
+        def told(done: int, _of: int, before: int = before) -> object:
+            return progress(before + done, total)
+
+        _copy_payload(folder / name, target / name, manifest.of(name), told, disk)
+        before += file.bytes
+
+
+def _copy_payload(
+    path: Path, target: Path, manifest: Manifest, progress: Progress, disk: Disk
+) -> None:
+    """Copy a payload, fsync it, and read it back; a copy that differs says whose fault it is."""
+    size, done = manifest.payload.bytes, 0
+    source = _open_in(path.parent, path)
     try:
         payload = Payload(source, path, manifest)
         os.lseek(source, 0, os.SEEK_SET)
@@ -166,7 +183,7 @@ def _open_in(folder: Path, path: Path) -> int:
 def _remove(fresh: Path, disk: Disk) -> None:
     """Take back what this process has just made; a disk that fails keeps it for `doctor`."""
     with suppress(OSError):
-        for path in (fresh / PAYLOAD, fresh / MANIFEST) if fresh.is_dir() else (fresh,):
+        for path in [*fresh.iterdir()] if fresh.is_dir() else [fresh]:
             with suppress(FileNotFoundError):
                 disk.unlink(path)
         if fresh.is_dir():

@@ -23,7 +23,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -48,10 +48,12 @@ __all__ = [
     "FlatState",
     "Part",
     "Reference",
+    "TensorRule",
     "find",
     "flatten",
     "nearest",
     "outline",
+    "rebuild",
     "references",
     "restore",
 ]
@@ -85,17 +87,44 @@ class FlatState:
     """The skeleton and, by name, the arrays that it refers to (the caller's memory, not copies)."""
 
     skeleton: Any
-    leaves: Mapping[str, Leaf]
+    leaves: Mapping[str, Any]
+    """A `Leaf` each, or what the rule for tensors made of one."""
 
 
-def flatten(state: Any) -> FlatState:
+class TensorRule(Protocol):
+    """How a tensor of torch is taken: which are one, and what stands for one among the leaves."""
+
+    def identity(self, tensor: Any, /) -> object:
+        """A key equal for two tensors exactly where they are the same numbers in one memory."""
+
+    def leaf(self, tensor: Any, path: tuple[Any, ...], /) -> tuple[Any, dict[str, Any]]:
+        """What stands for it, and what the skeleton must say of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class _WholeTensors:
+    """The rule of a state that is all in this process."""
+
+    values: bool
+
+    def identity(self, tensor: Any, /) -> object:
+        return tensor_identity(tensor)
+
+    def leaf(self, tensor: Any, path: tuple[Any, ...], /) -> tuple[Leaf, dict[str, Any]]:
+        return torch_leaf(tensor, path, values=self.values)
+
+
+def flatten(state: Any, tensors: TensorRule | None = None, *, values: bool = True) -> FlatState:
     """Take a state apart without copying its arrays.
+
+    `tensors`: another rule for those of torch, where a process has only a part of each.
+    `values=False`: only their dtypes and shapes count, and nothing is fetched from a device.
 
     Raises:
         CheckpointError: a type that cannot be saved, a cycle, or too much nesting; it names the
             place, as in ``state['opt'][3]``.
     """
-    walk = _Flattener()
+    walk = _Flattener(tensors or _WholeTensors(values))
     skeleton = walk.node(state, ())
     return FlatState(skeleton, walk.leaves)
 
@@ -128,7 +157,7 @@ def outline(skeleton: Any) -> Any:
     Raises:
         CheckpointError: a skeleton that `flatten` did not make.
     """
-    return _restore(skeleton, lambda found: found)
+    return rebuild(skeleton, lambda found: found)
 
 
 def restore(skeleton: Any, arrays: Mapping[str, npt.NDArray[Any]], part: Part = ()) -> Any:
@@ -146,14 +175,19 @@ def restore(skeleton: Any, arrays: Mapping[str, npt.NDArray[Any]], part: Part = 
             return found
         return found.restore(arrays[found.name])
 
-    state = find(_restore(skeleton, leaf), part)
+    state = find(rebuild(skeleton, leaf), part)
     missing = {found.name for found in references(state)} if part else ()
     if missing:
         raise CheckpointError(f"the skeleton names arrays that are not there: {missing!r:.200}")
     return state
 
 
-def _restore(skeleton: Any, leaf: Callable[[Reference], Any]) -> Any:
+def rebuild(skeleton: Any, leaf: Callable[[Reference], Any]) -> Any:
+    """The state with what `leaf` makes of each array; an array that is shared is made once.
+
+    Raises:
+        CheckpointError: a skeleton that `flatten` did not make.
+    """
     try:
         return _Restorer(leaf).node(skeleton)
     except (KeyError, IndexError, TypeError, ValueError, RecursionError, struct.error) as error:
@@ -206,20 +240,22 @@ def _type_name(value: object) -> str:
 
 
 class _Flattener:
-    def __init__(self) -> None:
-        self.leaves: dict[str, Leaf] = {}
+    def __init__(self, tensors: TensorRule) -> None:
+        self.leaves: dict[str, Any] = {}
+        self._tensors = tensors
         self._nodes = 0
         self._open: set[int] = set()
         self._finished: dict[int, int] = {}
         self._alive: list[Any] = []  # objects whose id() is a key must not be freed meanwhile
         self._known: dict[Any, dict[str, Any]] = {}
-        self._plain: dict[type, Callable[[Any], Any]] = {
-            type(None): lambda value: value,
-            bool: lambda value: value,
-            str: lambda value: value,
-            int: _flat_int,
-            float: _flat_float,
-            complex: lambda z: {"complex": [_flat_float(z.real), _flat_float(z.imag)]},
+        self._kinds: dict[type, Callable[[Any, tuple[Any, ...]], Any]] = {
+            **dict.fromkeys((type(None), bool, str), lambda value, _: value),
+            int: lambda value, _: _flat_int(value),
+            float: lambda value, _: _flat_float(value),
+            complex: lambda z, _: {"complex": [_flat_float(z.real), _flat_float(z.imag)]},
+            **dict.fromkeys((dict, list, tuple, OrderedDict), self._container),
+            **dict.fromkeys((np.ndarray, np.memmap), self._array),
+            bytes: self._bytes,
         }
 
     def node(self, value: Any, path: tuple[Any, ...]) -> Any:
@@ -229,17 +265,11 @@ class _Flattener:
                 f"{place(path)}: more than {NODES_MAX} values outside arrays. Store long lists of "
                 "numbers as NumPy arrays."
             )
-        plain = self._plain.get(type(value))
-        if plain is not None:
-            return plain(value)
-        if type(value) in {dict, list, tuple, OrderedDict}:
-            return self._container(value, path)
+        known = self._kinds.get(type(value))
+        if known is not None:
+            return known(value, path)
         if isinstance(value, np.generic):
             return self._scalar(value, path)
-        if type(value) in {np.ndarray, np.memmap}:
-            return self._array(value, path)
-        if type(value) is bytes:
-            return self._bytes(value, path)
         torch = sys.modules.get("torch")
         if torch is not None and isinstance(value, torch.Tensor):
             return self._tensor(value, path)
@@ -318,9 +348,9 @@ class _Flattener:
         return self._known[key]
 
     def _tensor(self, value: Any, path: tuple[Any, ...]) -> Any:
-        key = tensor_identity(value)
+        key = self._tensors.identity(value)
         if key not in self._known:
-            leaf, node = torch_leaf(value, path)
+            leaf, node = self._tensors.leaf(value, path)
             self._remember(key, value, {"tensor": self._add(leaf, path), **node})
         return self._known[key]
 
@@ -335,10 +365,12 @@ class _Flattener:
         self._known[key] = node
         self._alive.append(value)
 
-    def _add(self, leaf: Leaf, path: tuple[Any, ...]) -> str:
+    def _add(self, leaf: Any, path: tuple[Any, ...]) -> str:
         """Keep the array under a readable name of its own that any safetensors reader takes."""
-        text = ".".join(str(key) for key in path) or "state"
-        text = text.encode("utf-8", "backslashreplace").decode("utf-8")[:_NAME_CHARS_MAX]
+        text = ".".join(map(str, path)) or "state"
+        if not text.isascii():
+            text = text.encode("utf-8", "backslashreplace").decode("utf-8")
+        text = text[:_NAME_CHARS_MAX]
         name, n = text, 1
         while name in self.leaves or name in {"", "__metadata__"}:
             n += 1

@@ -80,6 +80,10 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         # Ctrl-C outside Typer's own hands: while modules load, or a command is being left.
         sys.stderr.write("qigstore: interrupted\n")
         sys.exit(130)
+    finally:
+        # A KeyboardInterrupt that came out of source text (which modules execute while they load)
+        # makes `python -m` end by SIGINT, though it was caught since. The next text clears that.
+        exec("")  # noqa: S102 - it is empty
     sys.exit(0)
 
 

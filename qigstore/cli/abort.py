@@ -37,8 +37,7 @@ def abort(
     """
     from qigstore.settings import load_settings
 
-    settings = load_settings()
-    with opened_store(settings) as store:
+    with opened_store(load_settings()) as store:
         info = store.sessions.get(session)
         store.audit.add("abort", who(), session=session, detail={"reason": reason})
         request = store.stops.request(
@@ -46,7 +45,6 @@ def abort(
             reason=reason,
             by=who(),
             checkpoint=not no_checkpoint,
-            heartbeat_limit_s=settings.heartbeat_limit_s,
         )
         attempt = _await_end(store, request, wait)
     if as_json:

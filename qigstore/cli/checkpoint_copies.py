@@ -10,11 +10,12 @@ import typer
 from qigstore.cli.output import Json, cut, fields_of, print_json, print_table
 from qigstore.cli.places import folders_only
 from qigstore.cli.progress import Progress
-from qigstore.errors import InvalidInput
+from qigstore.errors import CheckpointUnsupported, InvalidInput
 
 if TYPE_CHECKING:
     from qigstore.checkpoints.difference import Difference
     from qigstore.checkpoints.format import TensorInfo
+    from qigstore.records import Location
 
 __all__ = ["diff", "export", "restore"]
 
@@ -36,11 +37,12 @@ def export(
 
     place = folders_only()
     found, target = place.catalog.find(checkpoint), target.absolute()
-    with in_use(found.path), Progress("exporting", "bytes") as progress:
-        manifest = transfer.export(found.path, target, progress=progress)
+    path = _on_disk(found.path)
+    with in_use(path), Progress("exporting", "bytes") as progress:
+        manifest = transfer.export(path, target, progress=progress)
     told = {
         "id": found.id, "session": found.session, "step": manifest.step, "path": target,
-        "bytes": manifest.payload.bytes, "blake3": manifest.payload.blake3,
+        "bytes": manifest.bytes, "blake3": {n: f.blake3 for n, f in manifest.files.items()},
     }  # fmt: skip
     if as_json:
         print_json(told)
@@ -76,8 +78,8 @@ def restore(
         raise InvalidInput(
             "--to", None, f"another root than {place.folders.root}, where {found.id} lies already"
         )
-    path = path.resolve() if given_folder else place.catalog.find(source).path
-    store = place.folders if target is None else CheckpointStore(target.absolute())
+    path = path.resolve() if given_folder else _on_disk(place.catalog.find(source).path)
+    store = CheckpointStore(_on_disk(place.folders.root) if target is None else target.absolute())
     with in_use(path), Progress("restoring", "bytes") as progress:
         there = transfer.restore_into(path, store, progress=progress)
     record = store.record(there)
@@ -85,6 +87,20 @@ def restore(
         print_json(record)
     else:
         typer.echo(f"{record.id} (step {record.step}) is in {there}, verified")
+
+
+def _on_disk(place: Location) -> Path:
+    """A folder of checkpoints on this machine.
+
+    Raises:
+        CheckpointUnsupported: it is in an object store.
+    """
+    if not isinstance(place, Path):
+        raise CheckpointUnsupported(
+            f"{place} is in an object store; only folders are exported from and restored into. "
+            "`qigstore.checkpoints.open_store` loads from there."
+        )
+    return place
 
 
 def diff(

@@ -150,11 +150,9 @@ def verify(
 
 
 def _verified(place: Place, item: Found) -> dict[str, Any]:
-    from qigstore.checkpoints.holds import in_use
-
     told: dict[str, Any] = {"id": item.id, "session": item.session, "path": item.path}
     try:
-        with in_use(item.path):
+        with place.folders.in_use(item.path):
             manifest = place.folders.verify(item.path)
     except _DAMAGED as error:
         problem = error.brief if isinstance(error, CheckpointCorrupt) else str(error)
@@ -175,11 +173,9 @@ def pin(
     as_json: Json = False,
 ) -> None:
     """Keep a checkpoint until it is unpinned, whatever retention says; asks no database."""
-    from qigstore.checkpoints.holds import Pins
-
     place = folders_only()
     found = place.catalog.find(checkpoint)
-    fresh = Pins(place.folders, found.session).pin(found.id, note)
+    fresh = place.folders.pins(found.session).pin(found.id, note)
     said = "is pinned" if fresh else "was pinned already"
     _tell(found.id, said, pinned=True, as_json=as_json)
 
@@ -187,11 +183,9 @@ def pin(
 @app.command()
 def unpin(checkpoint: CheckpointId, as_json: Json = False) -> None:
     """Take the pin away: retention decides again; asks no database."""
-    from qigstore.checkpoints.holds import Pins
-
     place = folders_only()
     found = place.catalog.find(checkpoint)
-    was = Pins(place.folders, found.session).unpin(found.id)
+    was = place.folders.pins(found.session).unpin(found.id)
     said = "is no longer pinned" if was else "was not pinned"
     _tell(found.id, said, pinned=False, as_json=as_json)
 

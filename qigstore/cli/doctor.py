@@ -22,7 +22,7 @@ from qigstore.cli.progress import Progress
 from qigstore.errors import CheckpointCorrupt, CheckpointError, NotFound
 
 if TYPE_CHECKING:
-    from qigstore.records import Checkpoint
+    from qigstore.records import Checkpoint, Location
     from qigstore.repository import Store
 
 __all__ = ["Finding", "doctor", "examine"]
@@ -36,7 +36,7 @@ class Finding:
     """Something that is not as it should be (`mend` is set) or that is told for information."""
 
     what: str
-    path: Path | None
+    path: Path | str | None
     detail: str
     session: str | None = None
     id: UUID | None = None
@@ -152,17 +152,15 @@ class _Session:
     def _remains(self) -> Iterator[Finding]:
         for path in self.catalog.remains(self.name):
 
-            def mend(path: Path = path) -> str:
+            def mend(path: Location = path) -> str:
                 self.folders.clean(self.name)
-                return "stays: locked, or in doubt" if path.exists() else "removed"
+                return "stays: locked, or in doubt" if self.folders.has(path) else "removed"
 
             detail = f"{path.name}: a save or a removal that did not end, or is under way"
             yield Finding("unfinished", path, detail, self.name, mend=mend)
 
     def _pins(self, aside: set[UUID]) -> Iterator[Finding]:
-        from qigstore.checkpoints.holds import Pins
-
-        pins = Pins(self.folders, self.name)
+        pins = self.folders.pins(self.name)
         try:
             pinned = pins.all()
         except CheckpointCorrupt as error:
@@ -176,7 +174,7 @@ class _Session:
             detail = "pinned, and there is no such checkpoint (any more)"
             yield Finding("pin", None, detail, self.name, key, mend)
 
-    def _damage(self, path: Path) -> Exception | None:
+    def _damage(self, path: Location) -> Exception | None:
         try:
             self.folders.verify(path)
         except NotFound:
@@ -185,7 +183,7 @@ class _Session:
             return error
         return None
 
-    def _damaged(self, path: Path, error: Exception) -> Finding:
+    def _damaged(self, path: Location, error: Exception) -> Finding:
         def mend() -> str:
             self.folders.quarantine(path, str(error))
             self._mark(UUID(path.name), "quarantined", str(error))
@@ -252,7 +250,7 @@ class _Session:
             self._mark(row.id, "deleted", "its folder is gone (doctor)")
             return "the row says deleted now"
 
-        inside = self.folders.root in row.path.parents
+        inside = row.path.parent.parent == self.folders.root
         if not inside and not aside:
             detail = f"its folder lies elsewhere: {row.path}"
             return Finding("elsewhere", row.path, detail, self.name, row.id)

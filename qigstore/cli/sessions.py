@@ -27,10 +27,8 @@ def list_sessions(
     """List sessions, the newest first."""
     from qigstore.settings import load_settings
 
-    settings = load_settings()
-    with opened_store(settings) as store:
-        limit_s = settings.heartbeat_limit_s
-        found = store.sessions.list(limit=limit, offset=offset, heartbeat_limit_s=limit_s)
+    with opened_store(load_settings()) as store:
+        found = store.sessions.list(limit=limit, offset=offset)
     if as_json:
         print_json(found)
         return
@@ -48,20 +46,18 @@ def show(session: SessionName, as_json: Json = False) -> None:
     """Show one session: its attempts, its newest row, its events and checkpoints in numbers."""
     from qigstore.settings import load_settings
 
-    settings = load_settings()
-    with opened_store(settings) as store:
-        limit_s = settings.heartbeat_limit_s
-        data = _gather(store, store.sessions.get(session, heartbeat_limit_s=limit_s), limit_s)
+    with opened_store(load_settings()) as store:
+        data = _gather(store, store.sessions.get(session))
     if as_json:
         print_json(data)
     else:
         _print(data)
 
 
-def _gather(store: Store, info: SessionInfo, limit_s: float) -> dict[str, Any]:
+def _gather(store: Store, info: SessionInfo) -> dict[str, Any]:
     rows = {attempt: count for attempt, rank, count, *_ in store.telemetry.counts(info.id)
             if rank == 0}  # fmt: skip
-    attempts = store.sessions.attempts(info.id, heartbeat_limit_s=limit_s)
+    attempts = store.sessions.attempts(info.id)
     return {
         "session": info,
         "rows": sum(rows.values()),

@@ -53,18 +53,15 @@ class Line:
 class Watch:
     """Looks at the sessions again and again; rates are those between two looks."""
 
-    def __init__(self, store: Store, limit: int, heartbeat_limit_s: float, *, ended: bool) -> None:
+    def __init__(self, store: Store, limit: int, *, ended: bool) -> None:
         self._store, self._limit, self._ended = store, limit, ended
-        self._heartbeat_limit_s = heartbeat_limit_s
         self._before: dict[str, tuple[float, int]] = {}
 
     def look(self) -> list[Line]:
         """The sessions as they are now, the newest first."""
         from qigstore import query
 
-        found = self._store.sessions.list(
-            limit=_SESSIONS_MAX, heartbeat_limit_s=self._heartbeat_limit_s
-        )
+        found = self._store.sessions.list(limit=_SESSIONS_MAX)
         wanted = [info for info in found if self._ended or info.status == "running"]
         wanted = wanted[: self._limit]
         latest = query.latest(self._store, [info.name for info in wanted])
@@ -134,9 +131,8 @@ def top(
     from qigstore.cli.context import opened_store
     from qigstore.settings import load_settings
 
-    settings = load_settings()
-    with opened_store(settings) as store:
-        watch = Watch(store, limit, settings.heartbeat_limit_s, ended=ended)
+    with opened_store(load_settings()) as store:
+        watch = Watch(store, limit, ended=ended)
         if as_json:
             print_json(watch.look())
         elif once or not sys.stdout.isatty():

@@ -18,9 +18,10 @@ import psycopg
 import psycopg.sql
 import sqlalchemy
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.pq import TransactionStatus
 from sqlalchemy import event, exc
 
-from qigstore.errors import ConfigurationError, StoreUnavailable
+from qigstore.errors import ConfigurationError, StoreDenied, StoreUnavailable
 
 if TYPE_CHECKING:
     from psycopg.abc import RV, PQGen
@@ -41,6 +42,10 @@ _APPLICATION = "qigstore"
 _LIMITS = ("statement_timeout", "idle_in_transaction_session_timeout")
 # A connection that lives on while the server became a standby: the next one finds the primary.
 _READ_ONLY = "25006"
+# The server ended a transaction in which nothing was said for too long: the connection is gone.
+_SILENT = "25P03"
+_DENIED = "42501"
+_BROKEN_OFF = (TransactionStatus.ACTIVE, TransactionStatus.UNKNOWN)
 
 _databases: weakref.WeakSet[Database] = weakref.WeakSet()
 
@@ -149,6 +154,11 @@ class _Connection(psycopg.Connection[Any]):
             self.close()
             limit = f"no answer within {self.answer_timeout_s:g} s"
             raise psycopg.OperationalError(limit) from None
+
+
+def _state(error: BaseException) -> str | None:
+    """The SQLSTATE of an error of the driver or of SQLAlchemy."""
+    return getattr(getattr(error, "orig", None) or error, "sqlstate", None)
 
 
 def _within(gen: PQGen[RV], limit_s: float) -> PQGen[RV]:
@@ -261,7 +271,8 @@ class Database:
         reason = " ".join(str(driver).split()).rstrip(".") or type(driver).__name__
         for secret in self._secrets:
             reason = reason.replace(secret, "***")
-        raise StoreUnavailable(self.address, reason) from error
+        kind = StoreDenied if _state(error) == _DENIED else StoreUnavailable
+        raise kind(self.address, reason) from error
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
@@ -270,18 +281,18 @@ class Database:
         except exc.TimeoutError as error:
             self._unavailable(error)
         except exc.DBAPIError as error:
-            lost = isinstance(error, exc.OperationalError | exc.InterfaceError)
-            if getattr(error.orig, "sqlstate", None) == _READ_ONLY:
-                self.engine.dispose()
-                lost = True
-            if not lost:
-                raise
-            self._unavailable(error)
-        except psycopg.errors.ReadOnlySqlTransaction as error:
+            self._tell(error, isinstance(error, exc.OperationalError | exc.InterfaceError))
+        except psycopg.Error as error:
+            self._tell(error, isinstance(error, psycopg.OperationalError | psycopg.InterfaceError))
+
+    def _tell(self, error: exc.DBAPIError | psycopg.Error, lost: bool) -> NoReturn:
+        """As one of our errors, unless it is about a statement alone."""
+        state = _state(error)
+        if state == _READ_ONLY:
             self.engine.dispose()
+        if lost or state in (_READ_ONLY, _DENIED, _SILENT):
             self._unavailable(error)
-        except (psycopg.OperationalError, psycopg.InterfaceError) as error:
-            self._unavailable(error)
+        raise error
 
     @contextmanager
     def begin(self) -> Iterator[sqlalchemy.Connection]:
@@ -316,7 +327,8 @@ class Database:
             try:
                 yield driver
             except BaseException:
-                if driver.closed:
+                # Gone, or amid a COPY that nobody ends: there is nothing to roll back with.
+                if driver.info.transaction_status in _BROKEN_OFF:
                     connection.invalidate()
                 raise
 
@@ -336,7 +348,7 @@ class Database:
             try:
                 yield driver
             except BaseException:
-                if driver.closed:
+                if driver.info.transaction_status in _BROKEN_OFF:
                     alone.invalidate()
                 raise
 

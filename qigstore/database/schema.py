@@ -10,6 +10,7 @@ from sqlalchemy import (
     Boolean,
     CheckConstraint,
     Column,
+    Connection,
     DateTime,
     Double,
     ForeignKey,
@@ -25,10 +26,12 @@ from sqlalchemy import (
     text,
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB, UUID
+from sqlalchemy.event import listen
 
 from qigstore.records import STANDARD_METRICS
 
 __all__ = [
+    "CUSTOM_COLUMNS",
     "SCHEMA",
     "attempt",
     "audit",
@@ -106,6 +109,8 @@ attempt = Table(
     Column("config", JSONB, nullable=False, server_default=_EMPTY),
     _time("started_at", required=True),
     _time("heartbeat_at", required=True),
+    # Its own limit: whoever looks at it need not know the settings it runs with.
+    Column("heartbeat_limit_s", Double, nullable=False, server_default=text("30")),
     _time("ended_at"),
     # No foreign key: a checkpoint's row may be rebuilt or removed, the lineage stays.
     Column("resumed_from", UUID(as_uuid=True)),
@@ -117,6 +122,7 @@ attempt = Table(
         "status IN ('running', 'completed', 'aborted', 'failed', 'lost')", name="status_known"
     ),
     CheckConstraint("number >= 1", name="number_positive"),
+    CheckConstraint("heartbeat_limit_s > 0", name="heartbeat_limit_positive"),
 )
 
 writer = Table(
@@ -130,6 +136,8 @@ writer = Table(
         nullable=False,
     ),
     Column("rank", Integer, nullable=False, server_default=text("0")),
+    # What its rows are keyed by: four bytes where session, attempt and rank would be sixteen.
+    Column("number", Integer, Identity(always=True), nullable=False),
     # The fence: a batch is stored only by the holder of this epoch, only right after acked_seq.
     Column("epoch", BigInteger, nullable=False, server_default=text("1")),
     Column("acked_seq", BigInteger, nullable=False, server_default=text("0")),
@@ -139,6 +147,8 @@ writer = Table(
     Column("repeated_rows", BigInteger, nullable=False, server_default=text("0")),
     Column("min_step", BigInteger),
     Column("max_step", BigInteger),
+    # Sequence number less step of its first row, and so of most: telemetry.seq is NULL in those.
+    Column("seq_less_step", BigInteger),
     # Steps that its narrowest bucket of a curve covers; NULL: too few rows so far, 0: no buckets.
     Column("bucket_steps", BigInteger),
     # Records up to this one may hold steps in another order than their own; later ones do not.
@@ -148,6 +158,7 @@ writer = Table(
     _time("created_at", required=True),
     _time("stored_at"),
     UniqueConstraint("attempt_id", "rank"),
+    UniqueConstraint("number"),
     CheckConstraint("acked_seq >= 0", name="acked_seq_positive"),
 )
 
@@ -163,28 +174,34 @@ metric = Table(
     UniqueConstraint("session_id", "name"),
 )
 
+CUSTOM_COLUMNS: tuple[str, ...] = tuple(f"custom_{place}" for place in range(1, 17))
+"""Columns of the custom metrics at positions 1 to 16 of their session."""
+
 # The hot table: no foreign key and one B-tree, which doubles its COPY speed (architecture note).
+# A step of 20 metrics takes 258 bytes, index and roll-ups included. What keeps it there: the key
+# is the writer's number and the step; what is NULL has no bytes (a head of 32 covers 72 columns),
+# so the first custom metrics have columns of their own, where an array would add 24, and `seq` is
+# left out where it follows from the step; writer and regime share one word, so that nothing is
+# padded; the index is filled to the last byte, as steps come in order.
 telemetry = Table(
     "telemetry",
     metadata,
-    Column("session_id", BigInteger, primary_key=True, autoincrement=False),
-    Column("attempt", Integer, primary_key=True, autoincrement=False),
-    Column("rank", Integer, primary_key=True, autoincrement=False),
-    Column("step", BigInteger, primary_key=True, autoincrement=False),
-    Column("seq", BigInteger, nullable=False),
-    Column("recorded_at", DateTime(timezone=True), nullable=False),
+    Column("writer", Integer, primary_key=True, autoincrement=False),
     # Code of the regime (qigkernels.regimes.Regime, in the order of its members); views name it.
     Column("regime", SmallInteger),
-    *(Column(name, Double) for name in STANDARD_METRICS),
-    Column("custom", ARRAY(Double)),
+    Column("step", BigInteger, primary_key=True, autoincrement=False),
+    # NULL: the step and writer.seq_less_step together.
+    Column("seq", BigInteger),
+    Column("recorded_at", DateTime(timezone=True), nullable=False),
+    *(Column(name, Double) for name in (*STANDARD_METRICS, *CUSTOM_COLUMNS)),
+    # Those at the positions after the columns'.
+    Column("custom_more", ARRAY(Double)),
 )
 
 basin = Table(
     "basin",
     metadata,
-    Column("session_id", BigInteger, primary_key=True, autoincrement=False),
-    Column("attempt", Integer, primary_key=True, autoincrement=False),
-    Column("rank", Integer, primary_key=True, autoincrement=False),
+    Column("writer", Integer, primary_key=True, autoincrement=False),
     Column("step", BigInteger, primary_key=True, autoincrement=False),
     # √p, the stored form: distances from stored roots cost a third.
     Column("root", ARRAY(Double), nullable=False),
@@ -195,9 +212,7 @@ basin = Table(
 curve = Table(
     "curve",
     metadata,
-    Column("session_id", BigInteger, primary_key=True, autoincrement=False),
-    Column("attempt", Integer, primary_key=True, autoincrement=False),
-    Column("rank", Integer, primary_key=True, autoincrement=False),
+    Column("writer", Integer, primary_key=True, autoincrement=False),
     Column("width", BigInteger, primary_key=True, autoincrement=False),
     Column("start", BigInteger, primary_key=True, autoincrement=False),
     Column("rows", BigInteger, nullable=False),
@@ -210,6 +225,14 @@ curve = Table(
     Column("nans", ARRAY(BigInteger)),
     Column("infs", ARRAY(BigInteger)),
 )
+
+
+def _fill_index(table: Table, connection: Connection, **_: object) -> None:
+    connection.execute(text(f"ALTER INDEX {SCHEMA}.pk_{table.name} SET (fillfactor = 100)"))
+
+
+for _table in (telemetry, basin, curve):
+    listen(_table, "after_create", _fill_index)
 
 event = Table(
     "event",
@@ -244,6 +267,8 @@ event = Table(
     CheckConstraint("severity IN ('info', 'warning', 'critical')", name="severity_known"),
 )
 
+_FIT = "status = 'committed' AND kind = 'regular' AND weights_finite"
+
 checkpoint = Table(
     "checkpoint",
     metadata,
@@ -264,6 +289,8 @@ checkpoint = Table(
     Column("metadata", JSONB, nullable=False, server_default=_EMPTY),
     _time("created_at", required=True),
     _time("verified_at"),
+    # How long no critical event followed, as a level; kept by triggers (migration 0008).
+    Column("quiet", SmallInteger, nullable=False, server_default="11"),
     CheckConstraint(_FINITE.format("phi"), name="phi_finite"),
     CheckConstraint("kind IN ('regular', 'emergency')", name="kind_known"),
     CheckConstraint("status IN ('committed', 'quarantined', 'deleted')", name="status_known"),
@@ -294,6 +321,26 @@ checkpoint = Table(
         text("step DESC"),
         "id",
         postgresql_where=text("status <> 'deleted'"),
+    ),
+    # The healthy ones in both orders, for each level: however many are not, they are not read.
+    Index(
+        "ix_checkpoint_fit_ranking",
+        "session_id",
+        "quiet",
+        text("phi DESC NULLS LAST"),
+        text("step DESC"),
+        "id",
+        postgresql_where=text(f"{_FIT} AND phi IS NOT NULL"),
+    ),
+    Index(
+        "ix_checkpoint_fit_newest",
+        "session_id",
+        "quiet",
+        text("(phi IS NULL)"),
+        text("attempt DESC"),
+        text("step DESC"),
+        "id",
+        postgresql_where=text(_FIT),
     ),
     Index(None, "session_id", "step"),
 )

@@ -5,7 +5,7 @@ This is what they are now. Migrations hold their own fixed text; a test compares
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import BigInteger, Boolean, DateTime, Double, Integer, TableClause, Text
@@ -14,16 +14,13 @@ from sqlalchemy import table as _table
 from sqlalchemy.dialects.postgresql import ARRAY
 
 from qigkernels.regimes import Regime
-from qigstore.database.schema import SCHEMA
+from qigstore.database.schema import CUSTOM_COLUMNS, SCHEMA
 from qigstore.records import STANDARD_METRICS
 
-__all__ = ["LOST_AFTER_S", "REGIMES", "VIEWS", "View", "canonical_telemetry", "statements"]
+__all__ = ["REGIMES", "VIEWS", "View", "canonical_telemetry", "statements"]
 
 REGIMES: tuple[str, ...] = tuple(regime.value for regime in Regime)
 """Names of the stored codes 0, 1, 2, ..."""
-
-LOST_AFTER_S = 30
-"""A running attempt whose last heartbeat is older is shown as lost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,14 +37,39 @@ _REGIME = "CASE t.regime {}\n       END AS regime".format(
 )
 
 
+def _lines(parts: Sequence[str], to_a_line: int, between: str, indent: int) -> str:
+    """The parts, a few to a line."""
+    lines = [parts[i : i + to_a_line] for i in range(0, len(parts), to_a_line)]
+    return f"{between.rstrip()}\n{' ' * indent}".join(between.join(line) for line in lines)
+
+
+_METRICS = _lines([f"t.{name}" for name in STANDARD_METRICS], 5, ", ", 7)
+
+
+def _custom() -> str:
+    """Custom metrics as one array by position, as long as the last one that the row has."""
+    plain = _lines([f"t.{name}" for name in CUSTOM_COLUMNS], 6, ", ", 15)
+    columns = len(CUSTOM_COLUMNS)
+    places = reversed(list(enumerate(CUSTOM_COLUMNS, start=1)))
+    last = _lines([f"WHEN t.{n} IS NOT NULL THEN {place}" for place, n in places], 2, " ", 15)
+    return f"""nullif((
+           ARRAY[{plain}] || t.custom_more
+       )[:CASE WHEN t.custom_more IS NOT NULL THEN {columns} + cardinality(t.custom_more)
+               {last}
+               ELSE 0 END], '{{}}') AS custom"""
+
+
+def _columns(before: str = "") -> str:
+    """A row `t` of its writer `w`; `before`: a column ahead of the time."""
+    return f"""SELECT s.name AS session, w.attempt, w.rank, t.step,{before} t.recorded_at,
+       {_REGIME},
+       {_METRICS},
+       {_custom()},
+       coalesce(t.seq, t.step + w.seq_less_step) AS seq, s.id AS session_id"""
+
+
 def _quoted(words: str) -> str:
     return "'" + words.replace("'", "''") + "'"
-
-
-def _metrics(alias: str) -> str:
-    """The standard metrics, a few to a line."""
-    lines = [STANDARD_METRICS[i : i + 5] for i in range(0, len(STANDARD_METRICS), 5)]
-    return ",\n       ".join(", ".join(f"{alias}.{name}" for name in line) for line in lines)
 
 
 _SESSION = {"session": "Name of the session."}
@@ -62,47 +84,67 @@ _ROW = _KEY | {
     "seq": "Number of the record among those of its writer: the true order.",
 }
 
-_STATUS = f"""CASE WHEN a.status = 'running'
-              AND a.heartbeat_at < now() - interval '{LOST_AFTER_S} s'
+_STATUS = """CASE WHEN a.status = 'running'
+              AND a.heartbeat_at < now() - a.heartbeat_limit_s * interval '1 s'
             THEN 'lost' ELSE a.status END"""
 
+_VALUE = _lines(
+    [f"WHEN {place} THEN t.{name}" for place, name in enumerate(CUSTOM_COLUMNS, start=1)],
+    3,
+    " ",
+    11,
+)
 _TELEMETRY_METRIC = View(
     "Custom metrics by name, one row a value. Filter by session and name.",
     _KEY | {"name": "Name of the metric.", "value": "What was recorded; NaN where that was NaN."},
-    """
-SELECT s.name AS session, t.attempt, t.rank, t.step, m.name, t.custom[m.position] AS value
+    f"""
+SELECT s.name AS session, a.number AS attempt, w.rank, t.step, m.name, v.value
 FROM qigstore.session s
 JOIN qigstore.metric m ON m.session_id = s.id
-JOIN qigstore.telemetry t ON t.session_id = s.id
-WHERE t.custom[m.position] IS NOT NULL""",
+JOIN qigstore.attempt a ON a.session_id = s.id
+JOIN qigstore.writer w ON w.attempt_id = a.id
+JOIN qigstore.telemetry t ON t.writer = w.number
+CROSS JOIN LATERAL (
+    SELECT CASE m.position
+           {_VALUE}
+           ELSE t.custom_more[m.position - {len(CUSTOM_COLUMNS)}] END AS value
+) v
+WHERE v.value IS NOT NULL""",  # noqa: S608 - our own column names
+)
+
+_ALL_TELEMETRY = View(
+    "Every row of every attempt and rank. Filter by session.",
+    _ROW,
+    f"""
+{_columns()}
+FROM qigstore.session s
+JOIN (SELECT a.session_id, a.number AS attempt, w.rank, w.number, w.seq_less_step
+      FROM qigstore.attempt a JOIN qigstore.writer w ON w.attempt_id = a.id) w
+  ON w.session_id = s.id
+JOIN qigstore.telemetry t ON t.writer = w.number""",  # noqa: S608 - our own column names
 )
 
 _LATEST_TELEMETRY = View(
     "For each session the greatest step of its newest attempt that stored any.",
     _ROW,
     f"""
-SELECT s.name AS session, t.attempt, t.rank, t.step, t.recorded_at,
-       {_REGIME},
-       {_metrics("t")},
-       t.custom, t.seq, t.session_id
+{_columns()}
 FROM qigstore.session s
 CROSS JOIN LATERAL (
-    SELECT a.number, w.rank
+    SELECT a.number AS attempt, w.rank, w.number, w.seq_less_step
     FROM qigstore.attempt a JOIN qigstore.writer w ON w.attempt_id = a.id
     WHERE a.session_id = s.id AND w.max_step IS NOT NULL
     ORDER BY a.number DESC, w.rank LIMIT 1
-) newest
+) w
 CROSS JOIN LATERAL (
-    SELECT *
-    FROM qigstore.telemetry r
-    WHERE r.session_id = s.id AND r.attempt = newest.number AND r.rank = newest.rank
-    ORDER BY r.step DESC LIMIT 1
+    SELECT * FROM qigstore.telemetry r WHERE r.writer = w.number ORDER BY r.step DESC LIMIT 1
 ) t""",  # noqa: S608 - our own column names
 )
 
-# Deciding row by row whether a later attempt reached the same step costs a probe of the key. Most
-# steps need none: no later attempt's range of steps holds them. The ranges are found once for an
-# attempt and rank (OFFSET 0 keeps the planner from folding that into each row).
+_ABANDONED = "\n       coalesce(t.step > w.resumed_step, false) AS abandoned,"
+# Deciding row by row whether a later attempt reached the same step costs a probe of the key for
+# each of them. Most steps need none: no later attempt's range of steps holds them. The ranges are
+# found once for a writer (OFFSET 0 keeps the planner from folding that into each row).
 _CANONICAL_TELEMETRY = View(
     "The timeline of a session: for each rank and step the newest attempt that reached it. "
     "Filter by session.",
@@ -111,33 +153,28 @@ _CANONICAL_TELEMETRY = View(
         "abandoned": "A later attempt resumed before this step and did not reach it.",
     },
     f"""
-SELECT s.name AS session, t.attempt, t.rank, t.step,
-       coalesce(t.step > part.resumed_step, false) AS abandoned, t.recorded_at,
-       {_REGIME},
-       {_metrics("t")},
-       t.custom, t.seq, t.session_id
+{_columns(_ABANDONED)}
 FROM qigstore.session s
 CROSS JOIN LATERAL (
-    SELECT a.number, w.rank,
+    SELECT a.number AS attempt, w.rank, w.number, w.seq_less_step,
            (SELECT min(l.resumed_step)
             FROM qigstore.attempt l
             WHERE l.session_id = a.session_id AND l.number > a.number) AS resumed_step,
-           (SELECT range_agg(int8range(lw.min_step, lw.max_step, '[]'))
-            FROM qigstore.attempt l JOIN qigstore.writer lw ON lw.attempt_id = l.id
-            WHERE l.session_id = a.session_id AND l.number > a.number
-              AND lw.rank = w.rank AND lw.max_step IS NOT NULL) AS reached
+           later.reached, later.writers
     FROM qigstore.attempt a JOIN qigstore.writer w ON w.attempt_id = a.id
+    CROSS JOIN LATERAL (
+        SELECT range_agg(int8range(lw.min_step, lw.max_step, '[]')) AS reached,
+               array_agg(lw.number) AS writers
+        FROM qigstore.attempt l JOIN qigstore.writer lw ON lw.attempt_id = l.id
+        WHERE l.session_id = a.session_id AND l.number > a.number
+          AND lw.rank = w.rank AND lw.max_step IS NOT NULL
+    ) later
     WHERE a.session_id = s.id AND w.max_step IS NOT NULL
     OFFSET 0
-) part
-JOIN qigstore.telemetry t
-  ON t.session_id = s.id AND t.attempt = part.number AND t.rank = part.rank
-WHERE part.reached IS NULL OR NOT part.reached @> t.step OR NOT EXISTS (
-    SELECT FROM qigstore.attempt l
-    JOIN qigstore.telemetry n
-      ON n.session_id = l.session_id AND n.attempt = l.number
-    WHERE l.session_id = t.session_id AND l.number > t.attempt
-      AND n.rank = t.rank AND n.step = t.step
+) w
+JOIN qigstore.telemetry t ON t.writer = w.number
+WHERE w.reached IS NULL OR NOT w.reached @> t.step OR NOT EXISTS (
+    SELECT FROM qigstore.telemetry n WHERE n.writer = ANY (w.writers) AND n.step = t.step
 )""",  # noqa: S608 - our own column names
 )
 
@@ -184,8 +221,8 @@ _SESSION_STATS = View(
     _SESSION
     | {
         "attempts": "How many process lives it has had.",
-        "status": "Of the newest attempt; lost: it runs, and its heartbeat is older than "
-        f"{LOST_AFTER_S} s.",
+        "status": "Of the newest attempt; lost: it runs, and has not been heard of within its "
+        "heartbeat_limit_s.",
         "rows": "Telemetry rows of all attempts and ranks.",
         "repeated_rows": "Records replaced by a later record of the same step.",
         "last_step": "The greatest step of the newest attempt that stored any.",
@@ -309,12 +346,12 @@ CROSS JOIN LATERAL (
     SELECT custom.name, {_CUSTOM_FROM} + custom.position
     FROM qigstore.metric custom WHERE custom.session_id = s.id
 ) m
-JOIN qigstore.curve c
-  ON c.session_id = s.id AND c.attempt = a.number AND c.rank = w.rank
+JOIN qigstore.curve c ON c.writer = w.number
 WHERE c.low[m.place] IS NOT NULL""",  # noqa: S608 - our own names
 )
 
 VIEWS: dict[str, View] = {
+    "all_telemetry": _ALL_TELEMETRY,
     "best_checkpoints": _BEST_CHECKPOINTS,
     "canonical_telemetry": _CANONICAL_TELEMETRY,
     "curve_buckets": _CURVE_BUCKETS,

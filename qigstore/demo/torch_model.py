@@ -85,7 +85,8 @@ class TorchNetwork:
         target = torch.from_numpy(labels)
         loss = torch.nn.functional.cross_entropy(scores, target, label_smoothing=_SMOOTHING)
         loss.backward()
-        squares = sum(float(p.grad.square().sum()) for p in self._layers.parameters())
+        gradients = [p.grad for p in self._layers.parameters() if p.grad is not None]
+        squares = sum(float(gradient.square().sum()) for gradient in gradients)
         self._optimizer.step()
         self.step += 1
         accuracy = float((scores.detach().argmax(dim=1) == target).double().mean())

@@ -155,7 +155,10 @@ def row_groups(rows: Sequence[ExportedRow]) -> Iterator[RowGroup]:
 
 
 def _time_ns(moment: datetime) -> int:
-    return (moment - _EPOCH) // _MICROSECOND * 1000
+    time_ns = (moment - _EPOCH) // _MICROSECOND * 1000
+    if not -(2**63) <= time_ns < 2**63:
+        raise InvalidInput("recorded_at", moment.isoformat(), "a time of the years 1678 to 2261")
+    return time_ns
 
 
 def _code(regime: str | None) -> int:

@@ -14,6 +14,7 @@ from qigstore.query.pieces import Piece, Pieces, join_pieces
 from qigstore.query.results import By, Comparison, Curve
 from qigstore.query.spans import find_timeline, spans_of
 from qigstore.repository.buckets import Buckets, bucket_rows, join_buckets, widen
+from qigstore.repository.curves import Wanted
 
 if TYPE_CHECKING:
     from qigstore.records import TelemetryRow
@@ -26,7 +27,7 @@ POINTS_MAX = 100_000
 COMPARED_MAX = 100
 """Sessions that are compared at once."""
 
-_RAW_ROWS_A_POINT = 8
+_RAW_ROWS_A_POINT = 16
 _ROWS_AT_ONCE = 5_000
 _READ_MAX = 1_000_000
 """Buckets read for all ranks together, about: of thousands of ranks each gives fewer."""
@@ -101,25 +102,27 @@ def _read(
     extent = max(span.stop for span in spans) - min(span.start for span in spans)
     ranks = len({span.rank for span in spans})
     raw_rows, of_a_rank = max(1, _RAW_ROWS_A_POINT // ranks), min(points, _READ_MAX // ranks)
-    pieces = []
-    for span in spans:
-        share = max(1, of_a_rank * (span.stop - span.start) // extent)
-        if span.shared:
-            width, buckets = _read_shared(store, timeline, metric, span, share)
-        else:
-            where = {name: getattr(span, name) for name in ("attempt", "rank", "start", "stop")}
-            width, buckets = store.curves.read_buckets(
-                timeline.session_id, metric, **where, points=share, raw_rows=raw_rows
-            )
-        pieces.append(Piece(width, span.start, span.stop, buckets))
-    return pieces
+    shares = [max(1, of_a_rank * (span.stop - span.start) // extent) for span in spans]
+    clear = [
+        Wanted(span.attempt, span.rank, span.start, span.stop, share, raw_rows)
+        for span, share in zip(spans, shares, strict=True)
+        if not span.shared
+    ]
+    read = iter(store.curves.read_spans(timeline.session_id, metric, clear))
+    return [
+        Piece(
+            span.start,
+            span.stop,
+            *(_read_shared(store, timeline, metric, span, share) if span.shared else next(read)),
+        )
+        for span, share in zip(spans, shares, strict=True)
+    ]
 
 
 def _read_shared(
     store: Store, timeline: Timeline, metric: str, span: Span, points: int
 ) -> tuple[int, Buckets]:
     """The rows of a span that no later attempt has, some at a time; the width and the buckets."""
-    store.curves.check_metric(timeline.session_id, metric)
     width, made = 1, join_buckets([], 1)
     for rows in _shared_rows(store, timeline, span):
         found = [

@@ -21,13 +21,13 @@ class Piece:
     """Buckets of one metric from one span of steps.
 
     Attributes:
-        width: steps a bucket covers. start, stop: the span; a bucket at its edge ends there.
-        buckets: (b,) of one column.
+        start, stop: the span; a bucket at its edge ends there.
+        width: steps a bucket covers. buckets: (b,) of one column.
     """
 
-    width: int
     start: int
     stop: int
+    width: int
     buckets: Buckets
 
 

@@ -42,14 +42,13 @@ def latest(store: Store, sessions: Sequence[str] | None = None, *, limit: int = 
     return Latest(tuple(LatestRow(name, row) for name, row in found))
 
 
-def statistics(store: Store, session: str, *, heartbeat_limit_s: float | None = None) -> Statistics:
+def statistics(store: Store, session: str) -> Statistics:
     """A session in numbers.
 
     Raises:
         NotFound: there is no such session.
     """
-    limits = {} if heartbeat_limit_s is None else {"heartbeat_limit_s": heartbeat_limit_s}
-    info = store.sessions.get(session, **limits)
+    info = store.sessions.get(session)
     told = store.overview.numbers(session)
     if told is None:  # removed in this moment
         raise NotFound("session", session)
@@ -58,7 +57,7 @@ def statistics(store: Store, session: str, *, heartbeat_limit_s: float | None = 
     return Statistics(
         session=info,
         **{name: told[name] for name in names},
-        attempts=tuple(store.sessions.attempts(info.id, **limits)),
+        attempts=tuple(store.sessions.attempts(info.id)),
         counts=tuple(store.telemetry.counts(info.id)),
         metrics=tuple(store.overview.metrics(info.id)),
     )

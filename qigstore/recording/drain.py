@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DrainReport", "Draining", "drain_leftovers", "register"]
 
-_ROWS_MAX = 20_000
+_ROWS_MAX = 50_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,8 @@ class DrainReport:
 
     Attributes:
         rows: stored now. gap_rows: lost to damage. refused_rows: put into quarantine.
-        busy: its process is alive; nothing was touched. owner: which process that is.
+        busy: its process is alive; nothing was touched. owner: which process that is, in words.
+        holder: the same as the spool tells it.
         elsewhere: the database that its rows are meant for, which is not this one.
         error: why it was left as it is.
     """
@@ -44,6 +45,7 @@ class DrainReport:
     refused_rows: int = 0
     busy: bool = False
     owner: str | None = None
+    holder: SpoolIdentity | None = None
     elsewhere: str | None = None
     error: str | None = None
 
@@ -96,6 +98,7 @@ def register(store: Store, identity: SpoolIdentity) -> Target:
         pid=identity.pid,
         config=identity.config,
         started_at=identity.created_at,
+        heartbeat_limit_s=identity.heartbeat_limit_s,
     )
     state = store.writers.register(identity.writer, identity.attempt, identity.rank)
     return Target(identity.writer, state.epoch, session.id, attempt.number, identity.rank)
@@ -127,7 +130,9 @@ def _busy(folder: Path, busy: SpoolBusy) -> DrainReport:
         identity = read_identity(folder)
     except SpoolError:
         return DrainReport(folder, busy=True, owner=busy.owner)
-    return DrainReport(folder, identity.session, identity.attempt, busy=True, owner=busy.owner)
+    return DrainReport(
+        folder, identity.session, identity.attempt, busy=True, owner=busy.owner, holder=identity
+    )
 
 
 def _drain_one(folder: Path, store: Store, how: Draining) -> DrainReport | None:
@@ -184,7 +189,9 @@ def _shipper(folder: Path, store: Store, identity: SpoolIdentity) -> Shipper:
 
 
 def _conclude(store: Store, identity: SpoolIdentity, notes: AttemptNotes) -> None:
-    """Tell how the attempt began and ended, as far as anybody knows."""
+    """Tell how the attempt began and ended, as far as anybody knows; rank 0 speaks for all."""
+    if identity.rank != 0:
+        return
     if notes.resumed_step is not None:
         store.sessions.set_lineage(identity.attempt, notes.resumed_from, notes.resumed_step)
     store.sessions.close_attempt(

@@ -10,10 +10,15 @@ cannot hold is written as its text.
 
 Every step survives a kill: a file appears complete or not at all, and one that is shipped twice is
 stored once, because its id is the key. What this module did not write is reported, never touched.
+
+An event in a hurry is first appended to a draft, a file without its name that was opened before:
+some microseconds, after which it outlives its process, and whoever ships next gives it its name.
+`write` then makes it durable. A draft is locked as long as its writer lives.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import math
@@ -63,6 +68,33 @@ class Problem:
     reason: str
 
 
+class _Draft:
+    """A file without its name yet, locked while its writer lives."""
+
+    def __init__(self, root: Path) -> None:
+        self.path = root / f".tmp-{uuid4().hex}.json"
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        self._descriptor = os.open(self.path, flags, 0o600)
+        fcntl.flock(self._descriptor, fcntl.LOCK_EX)
+
+    def fill(self, data: bytes) -> None:
+        """From now on it outlives its process."""
+        left = memoryview(data)
+        while left:
+            left = left[os.write(self._descriptor, left) :]
+
+    def commit(self, path: Path) -> None:
+        """Make it durable under its name, as far as the file goes."""
+        os.fsync(self._descriptor)
+        self.path.replace(path)
+        os.close(self._descriptor)
+
+    def discard(self) -> None:
+        """Remove it."""
+        self.path.unlink(missing_ok=True)
+        os.close(self._descriptor)
+
+
 class EventLog:
     """The folder of emergency events of one user, shared by all processes.
 
@@ -76,6 +108,8 @@ class EventLog:
         self.root, self.shipped = root, root / "shipped"
         self._kept_max, self._pending_max = kept_max, pending_max
         self._count: int | None = None
+        self._ready: list[_Draft] = []  # at most one, empty; `pop` takes it from any thread
+        self._appended: dict[UUID, _Draft] = {}
         self.problems: tuple[Problem, ...] = ()
         """What the last `pending` or `ship` could not read or store."""
 
@@ -89,23 +123,49 @@ class EventLog:
             SpoolFull: `pending_max` events wait already.
             OSError: the disk refused.
         """
-        self._make_folders()
-        self._make_room()
-        path = self.root / _name(event)
-        temporary = self.root / f".tmp-{uuid4().hex}.json"
-        data = _encode(session, event, attempt_id)
+        if event.id not in self._appended:
+            self.append(session, event, attempt_id=attempt_id)
+        draft, path = self._appended.pop(event.id), self.root / _name(event)
         try:
-            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
+            draft.commit(path)
         except OSError:
-            temporary.unlink(missing_ok=True)
+            draft.discard()
             raise
         Disk().sync_folder(self.root)
         return path
+
+    def append(self, session: str, event: Event, *, attempt_id: UUID | None = None) -> None:
+        """Write one event so that it outlives this process; `write` makes it durable.
+
+        Raises:
+            SpoolFull: `pending_max` events wait already.
+            OSError: the disk refused.
+        """
+        self._make_folders()
+        self._make_room()
+        draft = self._ready.pop() if self._ready else _Draft(self.root)
+        try:
+            draft.fill(_encode(session, event, attempt_id))
+        except OSError:
+            draft.discard()
+            raise
+        self._appended[event.id] = draft
+
+    def prepare(self) -> None:
+        """Have the next draft open, so that its event waits for nothing.
+
+        Raises:
+            OSError: the disk refused.
+        """
+        self._make_folders()
+        self._count_waiting()
+        if not self._ready:
+            self._ready.append(_Draft(self.root))
+
+    def close(self) -> None:
+        """Remove the draft that nothing was written to."""
+        while self._ready:
+            self._ready.pop().discard()
 
     def pending(self) -> list[LoggedEvent]:
         """Events that no `ship` has stored yet, oldest first; `problems` has what is unreadable."""
@@ -133,6 +193,7 @@ class EventLog:
         Raises:
             StoreUnavailable: the database went away; what is left stays pending.
         """
+        self._adopt()
         shipped, waiting = 0, self.pending()
         problems = list(self.problems)
         for logged in waiting:
@@ -154,7 +215,6 @@ class EventLog:
             Disk().sync_folder(self.shipped)
             Disk().sync_folder(self.root)
             self._forget_old()
-        self._sweep()
         return shipped
 
     def _read(self, folder: Path) -> tuple[list[LoggedEvent], list[Problem]]:
@@ -189,25 +249,41 @@ class EventLog:
 
     def _make_room(self) -> None:
         if self._count is None or self._count >= self._pending_max:
-            self._count = sum(1 for path in _files(self.root) if _NAME.fullmatch(path.name))
+            self._count = self._count_waiting()
         if self._count >= self._pending_max:
             raise SpoolFull(self.root, f"{self._count} events wait to be stored")
         self._count += 1
+
+    def _count_waiting(self) -> int:
+        self._count = sum(1 for path in _files(self.root) if _NAME.fullmatch(path.name))
+        return self._count
 
     def _forget_old(self) -> None:
         ours = [path for path in _files(self.shipped) if _NAME.fullmatch(path.name)]
         for path in ours[: max(0, len(ours) - self._kept_max)]:
             path.unlink(missing_ok=True)
 
-    def _sweep(self) -> None:
-        """Remove what a killed `write` left half done; a living one is never an hour old."""
+    def _adopt(self) -> None:
+        """Name the events that the dead had only appended; remove what is old and no event."""
         for path in _files(self.root):
-            if _TEMPORARY.fullmatch(path.name):
-                try:
-                    if time.time() - path.stat().st_mtime > _TEMPORARY_AGE_S:
-                        path.unlink()
-                except FileNotFoundError:
-                    continue  # its writer has just finished
+            if not _TEMPORARY.fullmatch(path.name):
+                continue
+            try:
+                with path.open("rb") as file:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    self._adopt_one(path, file.read(_SIZE_MAX + 1))
+            except (FileNotFoundError, BlockingIOError):
+                continue  # its writer lives, or has just finished
+
+    def _adopt_one(self, path: Path, data: bytes) -> None:
+        try:
+            event = _event(_record(data))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            if time.time() - path.stat().st_mtime > _TEMPORARY_AGE_S:
+                path.unlink()
+            return
+        path.replace(self.root / _name(event))
+        Disk().sync_folder(self.root)
 
 
 def _files(folder: Path) -> list[Path]:
@@ -259,22 +335,25 @@ def _decode(path: Path) -> LoggedEvent:
     if not _NAME.fullmatch(path.name):
         raise ValueError("its name is not one of ours")
     with path.open("rb") as file:
-        data = file.read(_SIZE_MAX + 1)
+        record = _record(file.read(_SIZE_MAX + 1))
+    event, attempt = _event(record), record["attempt_id"]
+    if path.name != _name(event):
+        raise ValueError("its name and its content are of different events")
+    return LoggedEvent(
+        path, _text(record, "session"), event, None if attempt is None else UUID(attempt)
+    )
+
+
+def _record(data: bytes) -> Mapping[str, Any]:
     if len(data) > _SIZE_MAX:
         raise ValueError(f"it is larger than {_SIZE_MAX} bytes")
     record = json.loads(data)
     if not isinstance(record, dict) or record.get("format") != _FORMAT:
         raise ValueError(f"it is not of format {_FORMAT}")
-    attempt = record["attempt_id"]
-    return LoggedEvent(
-        path,
-        _text(record, "session"),
-        _event(record, path),
-        None if attempt is None else UUID(attempt),
-    )
+    return record
 
 
-def _event(record: Mapping[str, Any], path: Path) -> Event:
+def _event(record: Mapping[str, Any]) -> Event:
     if record["severity"] not in get_args(Severity):
         raise ValueError(f"severity {record['severity']!r} is unknown")
     if not isinstance(record["detail"], dict):
@@ -301,8 +380,6 @@ def _event(record: Mapping[str, Any], path: Path) -> Event:
         checkpoint_id=None if checkpoint is None else UUID(checkpoint),
         detail=record["detail"],
     )
-    if path.name != _name(event):
-        raise ValueError("its name and its content are of different events")
     return replace(
         event, acknowledged_at=times["acknowledged_at"], resolved_at=times["resolved_at"]
     )

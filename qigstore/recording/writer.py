@@ -6,7 +6,6 @@ import atexit
 import logging
 import random
 import threading
-from collections.abc import Callable
 from dataclasses import dataclass
 from time import monotonic, sleep
 from typing import TYPE_CHECKING
@@ -86,9 +85,7 @@ class Writer:
         attempt: int,
         epoch: int,
         flush_interval_s: float = 0.1,
-        batch_rows_max: int = 20_000,
-        heartbeat_interval_s: float = 5.0,
-        heartbeat: Callable[[], None] | None = None,
+        batch_rows_max: int = 50_000,
     ) -> None:
         identity = spool.identity
         self._spool = spool
@@ -100,8 +97,6 @@ class Writer:
             rows_max=batch_rows_max,
         )
         self._flush_interval_s = flush_interval_s
-        self._heartbeat, self._heartbeat_interval_s = heartbeat, heartbeat_interval_s
-        self._heartbeat_at = 0.0
         self._failures = 0
         self._abreast_at = monotonic()
         self._error: str | None = None
@@ -124,7 +119,6 @@ class Writer:
         while not self._stopping:
             self._wake.wait(self._pause_s())
             self._wake.clear()
-            self._beat()
             self._ship()
         if not self._stale and not self._closed:
             self._ship()
@@ -170,15 +164,6 @@ class Writer:
                 self._failures += 1
                 self._error = str(error) or type(error).__name__
             self._news.notify_all()
-
-    def _beat(self) -> None:
-        if self._heartbeat is None or monotonic() < self._heartbeat_at or self._stale:
-            return
-        self._heartbeat_at = monotonic() + self._heartbeat_interval_s
-        try:
-            self._heartbeat()
-        except Exception as error:
-            self._tell(error)
 
     # -- barriers -----------------------------------------------------------------------------
 

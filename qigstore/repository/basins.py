@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import psycopg
+import sqlalchemy
 from numpy.typing import NDArray
 from psycopg.adapt import Loader
 from psycopg.pq import Format
@@ -127,18 +128,9 @@ class Basins:
                 keep = np.argsort(chords, kind="stable")[:k].tolist()
                 best += [(float(chords[i]), rows[i][:-1]) for i in keep]
                 best = sorted(best, key=lambda each: (each[0], each[1]))[:k]
-            writers = self._writers(connection, {key[:-1] for _, key in best})
-        found = [FoundBasin(*writers[key[:-1]], key[-1], chord) for chord, key in best]
+            writers = _sources(connection, {number for _, (number, _) in best})
+        found = [FoundBasin(*writers[number], step, chord) for chord, (number, step) in best]
         return not index, found
-
-    def _writers(
-        self, connection: psycopg.Connection[Any], keys: set[tuple[Any, ...]]
-    ) -> dict[tuple[Any, ...], tuple[str, int, int]]:
-        """Session, attempt and rank of what a basin's key has before its step."""
-        wanted = sorted(keys)
-        sessions = [key[0] for key in wanted]
-        names = dict(connection.execute(_SESSION_NAMES, (sessions,)).fetchall())
-        return {key: (names[key[0]], key[1], key[2]) for key in wanted}
 
     def _index_serves(self, dimension: int, k: int) -> bool:
         """Whether the index is there and whole, of this dimension, and worth it."""
@@ -164,13 +156,8 @@ class Basins:
                     f"((root::vector({BASIN_DIM})) vector_l2_ops) "
                     f"WHERE cardinality(root) = {BASIN_DIM}"
                 )
-        except Exception as error:
-            driver = getattr(error, "orig", None)
-            if not isinstance(driver, psycopg.Error) or isinstance(
-                driver, psycopg.OperationalError
-            ):
-                raise
-            reason = " ".join(str(driver).split())
+        except sqlalchemy.exc.DBAPIError as error:
+            reason = " ".join(str(error.orig).split())
             raise StoreError(
                 f"{self._database.address} has no index of basins now: {reason}. It needs pgvector "
                 "0.7 or later, and a role that owns the schema and may create extensions."
@@ -203,17 +190,25 @@ def _candidates(
             point = "[" + ",".join(map(repr, root.tolist())) + "]"
             cursor.execute(_FROM_INDEX, (point, wanted), binary=True)
         else:
-            mine = "" if session_id is None else " AND session_id = %(session)s"
+            mine = "" if session_id is None else _OF_SESSION
             values = {"dimension": len(root), "session": session_id}
             cursor.execute(_ALL + mine, values, binary=True)
         yield cursor
+
+
+def _sources(
+    connection: psycopg.Connection[Any], numbers: set[int]
+) -> dict[int, tuple[str, int, int]]:
+    """Session, attempt and rank of each writer's number."""
+    rows = connection.execute(_SOURCES, (sorted(numbers),)).fetchall()
+    return {number: (session, attempt, rank) for number, session, attempt, rank in rows}
 
 
 # A row that no later attempt has; asked only in a shared span.
 _MINE = f"""(NOT q.shared OR NOT EXISTS (
         SELECT FROM qigstore.attempt l
         JOIN qigstore.writer lw ON lw.attempt_id = l.id AND lw.rank = q.rank
-        JOIN qigstore.telemetry n ON {of_writer("n", "l", "lw")}
+        JOIN qigstore.telemetry n ON {of_writer("n", "lw")}
         WHERE l.session_id = %(session)s AND l.number > q.attempt AND n.step = {{0}}.step))"""
 _SAMPLE = f"""
 SELECT q.attempt, r.step, r.recorded_at, r.regime, r.phi, r.kappa_eff, b.root
@@ -234,11 +229,19 @@ JOIN LATERAL (
     ORDER BY t.step LIMIT 1
 ) r ON true
 ORDER BY q.place"""  # noqa: S608
-_BASIN = "SELECT session_id, attempt, rank, step, root FROM qigstore.basin"
+_BASIN = "SELECT writer, step, root FROM qigstore.basin"
 _ALL = f"{_BASIN} WHERE cardinality(root) = %(dimension)s"
 _FROM_INDEX = f"""{_BASIN} WHERE cardinality(root) = {BASIN_DIM}
 ORDER BY root::vector({BASIN_DIM}) <-> %s::vector({BASIN_DIM}) LIMIT %s"""
-_SESSION_NAMES = "SELECT id, name FROM qigstore.session WHERE id = ANY(%s)"
+_OF_SESSION = """ AND writer = ANY (
+    SELECT w.number FROM qigstore.attempt a JOIN qigstore.writer w ON w.attempt_id = a.id
+    WHERE a.session_id = %(session)s)"""
+_SOURCES = """
+SELECT w.number, s.name, a.number, w.rank
+FROM qigstore.writer w
+JOIN qigstore.attempt a ON a.id = w.attempt_id
+JOIN qigstore.session s ON s.id = a.session_id
+WHERE w.number = ANY(%s)"""
 _INDEX_STATE = """
 SELECT t.reltuples FROM pg_index i
 JOIN pg_class c ON c.oid = i.indexrelid

@@ -7,6 +7,7 @@ a branch for each; the one that is not asked for is not even begun.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 from psycopg import sql
 from psycopg.rows import dict_row
 
-from qigstore.database.schema import checkpoint as checkpoints
 from qigstore.records import Candidate, Checkpoint
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["candidates", "statement"]
 
-_NAMES = tuple(checkpoints.c.keys())
+_NAMES = tuple(item.name for item in fields(Checkpoint))
 
 # Words such as 'committed' are literals, so that the plan sees which partial index fits; so is the
 # limit, so that the plan is one for a few rows. A pair compared with a pair, as in `(c.phi, c.step)
@@ -35,19 +35,22 @@ WITH asked AS (
         WHERE c.session_id = %(session)s AND c.status = 'committed' AND c.phi IS NOT NULL
         ORDER BY {rank} LIMIT 1) IS NOT NULL AS measured) m
 ), fit AS MATERIALIZED (
-    (SELECT c.*, alarm.*
-     FROM qigstore.checkpoint c {alarm}
-     WHERE (SELECT by_rank FROM asked) AND c.session_id = %(session)s
-       AND c.status = 'committed' AND c.phi IS NOT NULL
-       AND c.phi >= coalesce(%(floor)s::float8, '-Infinity') AND {fit}
+    (SELECT c.* FROM {levels} CROSS JOIN LATERAL (
+        SELECT c.*, alarm.*
+        FROM qigstore.checkpoint c {alarm}
+        WHERE (SELECT by_rank FROM asked) AND c.session_id = %(session)s
+          AND {of_level} AND c.status = 'committed' AND c.phi IS NOT NULL
+          AND c.phi >= coalesce(%(floor)s::float8, '-Infinity') AND {fit}
+        ORDER BY c.quiet, {rank} LIMIT {limit}) c
      ORDER BY {rank} LIMIT {limit})
     UNION ALL
-    (SELECT c.*, alarm.*
-     FROM qigstore.checkpoint c {alarm}
-     WHERE NOT (SELECT by_rank FROM asked) AND c.session_id = %(session)s
-       AND c.status = 'committed'
-       AND (c.phi IS NOT NULL OR NOT (SELECT measured FROM asked))
-       AND {floor} AND {fit}
+    (SELECT c.* FROM {levels} CROSS JOIN LATERAL (
+        SELECT c.*, alarm.*
+        FROM qigstore.checkpoint c {alarm}
+        WHERE NOT (SELECT by_rank FROM asked) AND c.session_id = %(session)s
+          AND {of_level} AND c.status = 'committed'
+          AND (c.phi IS NULL) = NOT (SELECT measured FROM asked) AND {floor} AND {fit}
+        ORDER BY c.quiet, {age} LIMIT {limit}) c
      ORDER BY {age} LIMIT {limit})
 ), lowest AS (
     SELECT phi, step, id FROM fit WHERE (SELECT count(*) FROM fit) = {limit}
@@ -95,6 +98,11 @@ _PARTS = {
         "AND e.severity = 'critical' AND e.step >= c.step ORDER BY e.step, e.id LIMIT 1"
         ") alarm (alarm_rule, alarm_step) ON true"
     ),
+    # A checkpoint of these levels may be healthy, one of the others is not (migration 0008).
+    "levels": sql.SQL("generate_series(qigstore.quiet_level(%(settle)s::bigint), 11) level"),
+    # An equality would say that the other indexes have the order as well, and where most rows are
+    # of one level the planner would take them: it cannot know that another level has none.
+    "of_level": sql.SQL("c.quiet BETWEEN level AND level"),
     # Its step is not below the checkpoint's, so the difference cannot leave bigint.
     "fit": sql.SQL(
         "(c.kind = 'regular' AND c.weights_finite "

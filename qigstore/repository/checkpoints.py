@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import builtins
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from math import isfinite
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 from uuid import UUID
 
@@ -15,7 +14,7 @@ from sqlalchemy.dialects.postgresql import insert
 
 from qigstore.database.schema import checkpoint as checkpoints
 from qigstore.errors import InvalidInput, NotFound
-from qigstore.records import Candidate, Checkpoint, CheckpointKind, CheckpointStatus
+from qigstore.records import Candidate, Checkpoint, CheckpointKind, CheckpointStatus, location
 from qigstore.repository.candidates import candidates
 from qigstore.repository.lookup import added, find, must_exist
 from qigstore.repository.texts import document, optional_text, text_value
@@ -29,7 +28,7 @@ CANDIDATES_MAX = 20
 _INT8_MAX = 2**63 - 1
 
 _c = checkpoints.c
-_NAMES = tuple(_c.keys())
+_NAMES = tuple(item.name for item in fields(Checkpoint))
 # The order of ix_checkpoint_ranking, word for word, so that the index serves it.
 _RANKING = (_c.phi.desc().nulls_last(), _c.step.desc(), _c.id)
 # Words, not parameters: only so does a prepared statement's plan see that a partial index fits.
@@ -170,7 +169,7 @@ def checkpoint_of(row: Row[Any]) -> Checkpoint:
     """The record of a row of the table."""
     found = row._mapping
     values = {name: found[name] for name in _NAMES}
-    return Checkpoint(**values | {"path": Path(values["path"])})
+    return Checkpoint(**values | {"path": location(values["path"])})
 
 
 def _one_of(name: str, value: str, known: Sequence[str]) -> None:

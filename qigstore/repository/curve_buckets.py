@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from qigstore.database.schema import CUSTOM_COLUMNS
 from qigstore.records import STANDARD_METRICS
 from qigstore.repository import copy_binary as wire
 from qigstore.repository.batches import STEP_MAX, RowGroup, TelemetryBatch
@@ -35,15 +36,14 @@ __all__ = [
     "COUNTS",
     "CUSTOM_FROM",
     "FACTOR",
-    "MINE",
     "PLACES",
     "VALUES",
     "Past",
     "roll_up",
 ]
 
-BUCKET_ROWS = 64
-"""Rows of the narrowest bucket, about: all levels together take a twentieth of the rows' bytes."""
+BUCKET_ROWS = 128
+"""Rows of the narrowest bucket, about: all levels together take a thirtieth of the rows' bytes."""
 FACTOR = 4
 """Parts of a wider bucket: reading a curve touches at most twice this many a point."""
 
@@ -52,35 +52,38 @@ CUSTOM_FROM = 32
 _NO_BUCKETS = 0
 _CELLS_READ_AT_ONCE = 1 << 18
 PLACES = {name: place for place, name in enumerate(STANDARD_METRICS)}
-_COLUMNS = ("session_id", "attempt", "rank", "width", "start", "rows")
+_COLUMNS = ("writer", "width", "start", "rows")
 VALUES, COUNTS = ("low", "high", "mean"), ("finite", "nans", "infs")
 
-MINE = "{0}.session_id = %(session)s AND {0}.attempt = %(attempt)s AND {0}.rank = %(rank)s"
 # Ranges of steps are parameters of their own: joined to an array of ranges, the planner expects a
 # ninth of the table from each and reads all of it.
 _ROWS = f"""
-SELECT t.step, {", ".join(f"t.{name}" for name in STANDARD_METRICS)}, t.custom
-FROM qigstore.telemetry t WHERE {MINE.format("t")}
- AND t.step >= %(start)s AND t.step < %(stop)s AND t.seq <= %(last)s"""  # noqa: S608
-_PARTS = f"""
+SELECT t.step, {", ".join(f"t.{name}" for name in STANDARD_METRICS)}, t.custom_more,
+       {", ".join(f"t.{name}" for name in CUSTOM_COLUMNS)}
+FROM qigstore.telemetry t WHERE t.writer = %(writer)s
+ AND t.step >= %(start)s AND t.step < %(stop)s
+ AND coalesce(t.seq, t.step + %(seq_less_step)s) <= %(last)s"""  # noqa: S608
+_PARTS = """
 SELECT c.start, c.rows, c.low, c.high, c.mean, c.finite, c.nans, c.infs, c.width
 FROM unnest(%(widths)s::bigint[], %(starts)s::bigint[]) AS b (width, start)
-JOIN qigstore.curve c ON {MINE.format("c")} AND c.width = b.width AND c.start = b.start
-"""  # noqa: S608
-_REMOVE = f"""
+JOIN qigstore.curve c ON c.writer = %(writer)s AND c.width = b.width AND c.start = b.start"""
+_REMOVE = """
 DELETE FROM qigstore.curve c USING unnest(%(widths)s::bigint[], %(starts)s::bigint[])
  AS b (width, start)
-WHERE {MINE.format("c")} AND c.width = b.width AND c.start = b.start"""  # noqa: S608
+WHERE c.writer = %(writer)s AND c.width = b.width AND c.start = b.start"""
 
 
 class Past(NamedTuple):
     """What a writer had stored before a batch.
 
     Attributes:
+        writer: its number. seq_less_step: of rows that have no sequence number of their own.
         rows: how many. least, most: between which steps, or None.
         width: of its narrowest buckets; None: not decided yet, 0: it has none.
     """
 
+    writer: int
+    seq_less_step: int | None
     rows: int
     least: int | None
     most: int | None
@@ -90,10 +93,11 @@ class Past(NamedTuple):
 class _Roll:
     """The buckets that one batch closes or changes, level by level."""
 
-    def __init__(self, cursor: Cursor, batch: TelemetryBatch, known: int, most: int) -> None:
+    def __init__(self, cursor: Cursor, past: Past, last_seq: int, known: int, most: int) -> None:
         self._cursor, self._known, self._most = cursor, known, most
-        self._key = {"session": batch.session_id, "attempt": batch.attempt, "rank": batch.rank}
-        self._last = batch.last_seq
+        self._writer = past.writer
+        self._key = {"writer": past.writer, "seq_less_step": past.seq_less_step}
+        self._last = last_seq
         self._made: list[tuple[int, Buckets]] = []
         self._stale: list[tuple[int, int]] = []
 
@@ -176,9 +180,7 @@ class _Roll:
 
     def _row(self, buckets: Buckets, width: int, *, counted: bool) -> list[wire.Field]:
         fields: list[wire.Field] = [
-            wire.Constant(self._key["session"], 8),
-            wire.Constant(self._key["attempt"], 4),
-            wire.Constant(self._key["rank"], 4),
+            wire.Constant(self._writer, 4),
             wire.Constant(width, 8),
             wire.Integers(buckets.start, 8),
             wire.Integers(buckets.rows, 8),
@@ -210,7 +212,7 @@ def roll_up(
     if width is not None and min(least, known) // width == most // width:
         return width  # the ordinary small batch: nothing is closed by it or behind it
     earlier: list[_Rows] = []
-    roll = _Roll(cursor, batch, -1 if width is None else known, most)
+    roll = _Roll(cursor, past, batch.last_seq, -1 if width is None else known, most)
     if width is None:
         if past.rows + sum(map(len, groups)) < BUCKET_ROWS:
             return None
@@ -266,12 +268,13 @@ def _given(cells: NDArray[Any]) -> NDArray[np.bool_]:
 
 def _rows(found: Sequence[tuple[Any, ...]]) -> _Rows:
     standard = len(STANDARD_METRICS)
-    longest = max((len(row[-1] or ()) for row in found), default=0)
-    cells = np.full((len(found), CUSTOM_FROM + longest), None, dtype=object)
+    longest = max((len(row[standard + 1] or ()) for row in found), default=0)
+    more_from = CUSTOM_FROM + len(CUSTOM_COLUMNS)
+    cells = np.full((len(found), more_from + longest), None, dtype=object)
     for line, row in zip(cells, found, strict=True):
-        line[:standard] = row[1:-1]
-        custom = row[-1] or ()
-        line[CUSTOM_FROM : CUSTOM_FROM + len(custom)] = custom
+        line[:standard], more = row[1 : standard + 1], row[standard + 1] or ()
+        line[CUSTOM_FROM:more_from] = row[standard + 2 :]
+        line[more_from : more_from + len(more)] = more
     present = _given(cells)
     places = np.flatnonzero(present.any(axis=0))
     values = cells[:, places].astype(np.float64)  # None becomes NaN, and is not present

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from qigstore.database.schema import CUSTOM_COLUMNS
 from qigstore.errors import InvalidInput, NotFound
 from qigstore.repository import curve_buckets as stored
 from qigstore.repository.buckets import Buckets, bucket_rows, join_buckets, widen
-from qigstore.repository.curve_buckets import COUNTS, CUSTOM_FROM, MINE, PLACES, VALUES, Past
+from qigstore.repository.curve_buckets import COUNTS, CUSTOM_FROM, PLACES, VALUES, Past
 from qigstore.repository.texts import METRIC_CHARACTERS_MAX, text_value
 
 if TYPE_CHECKING:
@@ -22,10 +24,11 @@ if TYPE_CHECKING:
 
     Cursor = psycopg.Cursor[tuple[Any, ...]]
 
-__all__ = ["Curve", "Curves"]
+__all__ = ["Curve", "Curves", "Wanted"]
 
-_RAW_ROWS_A_POINT = 8
+_RAW_ROWS_A_POINT = 16
 """Up to so many rows a point are read one by one."""
+_PIECES_AT_ONCE = 64
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,6 +52,30 @@ class Curve:
     infs: NDArray[np.int64]
 
 
+class Wanted(NamedTuple):
+    """Steps [start, stop) of an attempt and rank, as about `points` buckets; stop None: to its end.
+
+    Up to `raw_rows` a point come from the rows one by one, with the width 1.
+    """
+
+    attempt: int
+    rank: int
+    start: int
+    stop: int | None
+    points: int
+    raw_rows: int
+
+
+class _Piece(NamedTuple):
+    """What one statement reads: of which span and writer, how wide buckets, which steps."""
+
+    span: int
+    writer: int
+    width: int
+    start: int
+    stop: int
+
+
 class Curves:
     """Reads a metric over any span of steps at a cost that does not grow with the span."""
 
@@ -69,8 +96,8 @@ class Curves:
         """One metric of one attempt and rank at steps from `start` up to, not including, `stop`.
 
         Every stored value of the span is in exactly one element, the newest included. Few rows
-        come one by one; more come as about `points` / 2 to `points` buckets where the metric is
-        in all of them.
+        come one by one; more come as `points` / 8 to `points` buckets where the metric is in all
+        of them, from 64 · `points` rows on as at least about half of `points`.
 
         Raises:
             NotFound: the session never recorded such a metric.
@@ -78,9 +105,8 @@ class Curves:
         """
         if points < 1:
             raise InvalidInput("points", points, "at least 1")
-        width, buckets = self.read_buckets(
-            session_id, metric, attempt=attempt, rank=rank, start=start, stop=stop, points=points
-        )
+        wanted = Wanted(attempt, rank, start, stop, points, _RAW_ROWS_A_POINT)
+        ((width, buckets),) = self.read_spans(session_id, metric, [wanted])
         return _thin(buckets, width, points)
 
     def check_metric(self, session_id: int, metric: str) -> None:
@@ -92,75 +118,75 @@ class Curves:
         with self._database.raw() as connection, connection.cursor() as cursor:
             _find_metric(cursor, session_id, metric)
 
-    def read_buckets(
-        self,
-        session_id: int,
-        metric: str,
-        *,
-        attempt: int,
-        rank: int,
-        start: int,
-        stop: int | None,
-        points: int,
-        raw_rows: int | None = None,
-    ) -> tuple[int, Buckets]:
-        """The same before it is thinned: the width, and at most about 2·`points` buckets of it.
-
-        Up to `raw_rows` a point come from the rows one by one, with the width 1.
+    def read_spans(
+        self, session_id: int, metric: str, wanted: Sequence[Wanted]
+    ) -> list[tuple[int, Buckets]]:
+        """A metric at each of these spans, not thinned: the width, and its buckets.
 
         Raises:
             NotFound: the session never recorded such a metric.
         """
-        key = {"session": session_id, "attempt": attempt, "rank": rank}
         with self._database.raw() as connection, connection.cursor(binary=True) as cursor:
             value, place = _find_metric(cursor, session_id, metric)
-            found = cursor.execute(_PAST, key).fetchone()
-            if found is None:
-                return 1, join_buckets([], 1)
-            past = Past(*found)
-            assert past.least is not None
-            assert past.most is not None
-            low = max(start, past.least)
-            high = past.most + 1 if stop is None else min(stop, past.most + 1)
-            few = points * (_RAW_ROWS_A_POINT if raw_rows is None else raw_rows)
-            width = _width(past, high - low, points, few)
-            pieces = list(_cover(low, high, width, past)) if low < high else []
-            query = _VALUES_OF_ROWS.replace("{value}", value)
-            rows = _read(cursor, query, key, [piece for piece in pieces if piece[0] == 1])
-            wide = [piece for piece in pieces if piece[0] > 1]
-            buckets = _read(cursor, _VALUES_OF_BUCKETS, key | {"at": place}, wide)
-            parts = [_rows_of(rows), _buckets_of(buckets)]
-        return width, join_buckets(parts, width)
+            known = {
+                (attempt, rank): Past(*rest)
+                for attempt, rank, *rest in cursor.execute(_PASTS, (session_id,))
+            }
+            pasts = [known.get((span.attempt, span.rank)) for span in wanted]
+            widths = [
+                1 if past is None else _width(past, span)
+                for past, span in zip(pasts, wanted, strict=True)
+            ]
+            pieces = [
+                _Piece(i, past.writer, *piece)
+                for i, (past, span, width) in enumerate(zip(pasts, wanted, widths, strict=True))
+                if past is not None
+                for piece in _cover(*_within(past, span), width, past)
+            ]
+            raw = [piece for piece in pieces if piece.width == 1]
+            rows = _read(cursor, _VALUES_OF_ROWS.replace("{value}", value), raw)
+            wide = [piece for piece in pieces if piece.width > 1]
+            buckets = _read(cursor, _VALUES_OF_BUCKETS.replace("{at}", str(place)), wide)
+        return [
+            (width, join_buckets([_rows_of(rows[i]), _buckets_of(buckets[i])], width))
+            for i, width in enumerate(widths)
+        ]
 
 
-_PAST = f"""
-SELECT t.stored_rows, t.min_step, t.max_step, t.bucket_steps
-FROM (SELECT w.*, a.session_id, a.number AS attempt
-      FROM qigstore.writer w JOIN qigstore.attempt a ON a.id = w.attempt_id) t
-WHERE {MINE.format("t")} AND t.max_step IS NOT NULL"""  # noqa: S608
+_PASTS = """
+SELECT a.number, w.rank, w.number, w.seq_less_step, w.stored_rows, w.min_step, w.max_step,
+       w.bucket_steps
+FROM qigstore.writer w JOIN qigstore.attempt a ON a.id = w.attempt_id
+WHERE a.session_id = %s AND w.max_step IS NOT NULL"""
 _POSITION = "SELECT position FROM qigstore.metric WHERE session_id = %s AND name = %s"
-_VALUES_OF_ROWS = f"""
-SELECT t.step, t.{{value}} FROM qigstore.telemetry t
-WHERE {MINE.format("t")} AND t.{{value}} IS NOT NULL
- AND t.step >= %(start{{i}})s AND t.step < %(stop{{i}})s"""  # noqa: S608
-_VALUES_OF_BUCKETS = f"""
-SELECT c.start, c.low[%(at)s], c.high[%(at)s], c.mean[%(at)s],
-       coalesce(c.finite[%(at)s], c.rows), coalesce(c.nans[%(at)s], 0),
-       coalesce(c.infs[%(at)s], 0)
+# `{i}`: numbers of ours, so that the lines of all spans come in one answer and tell whose they are.
+_VALUES_OF_ROWS = """
+SELECT {span}, t.step, t.{value} FROM qigstore.telemetry t
+WHERE t.writer = %(writer{i})s AND t.{value} IS NOT NULL
+ AND t.step >= %(start{i})s AND t.step < %(stop{i})s"""
+_VALUES_OF_BUCKETS = """
+SELECT {span}, c.start, c.low[{at}], c.high[{at}], c.mean[{at}],
+       coalesce(c.finite[{at}], c.rows), coalesce(c.nans[{at}], 0), coalesce(c.infs[{at}], 0)
 FROM qigstore.curve c
-WHERE {MINE.format("c")} AND c.width = %(width{{i}})s AND c.low[%(at)s] IS NOT NULL
- AND c.start >= %(start{{i}})s AND c.start < %(stop{{i}})s"""  # noqa: S608
+WHERE c.writer = %(writer{i})s AND c.width = %(width{i})s AND c.low[{at}] IS NOT NULL
+ AND c.start >= %(start{i})s AND c.start < %(stop{i})s"""
 
 
 def _read(
-    cursor: Cursor, query: str, values: dict[str, int], spans: Sequence[tuple[int, int, int]]
-) -> list[tuple[Any, ...]]:
-    """The rows of the query for each span (width, from, to), in one round trip."""
-    for i, span in enumerate(spans):
-        names = (f"width{i}", f"start{i}", f"stop{i}")
-        values = values | dict(zip(names, span, strict=True))
-    parts = [query.replace("{i}", str(i)) for i in range(len(spans))]
-    return cursor.execute(" UNION ALL ".join(parts), values).fetchall() if parts else []
+    cursor: Cursor, query: str, pieces: Sequence[_Piece]
+) -> defaultdict[int, list[tuple[Any, ...]]]:
+    """What the query finds for each piece, by span; many pieces in one round trip."""
+    found: defaultdict[int, list[tuple[Any, ...]]] = defaultdict(list)
+    for first in range(0, len(pieces), _PIECES_AT_ONCE):
+        values: dict[str, int] = {}
+        parts = []
+        for i, piece in enumerate(pieces[first : first + _PIECES_AT_ONCE]):
+            names = ("writer", "width", "start", "stop")
+            values |= {f"{name}{i}": getattr(piece, name) for name in names}
+            parts.append(query.replace("{span}", str(piece.span)).replace("{i}", str(i)))
+        for span, *line in cursor.execute(" UNION ALL ".join(parts), values):
+            found[span].append(tuple(line))
+    return found
 
 
 def _find_metric(cursor: Cursor, session_id: int, metric: str) -> tuple[str, int]:
@@ -171,18 +197,30 @@ def _find_metric(cursor: Cursor, session_id: int, metric: str) -> tuple[str, int
     row = cursor.execute(_POSITION, (session_id, metric)).fetchone()
     if row is None:
         raise NotFound("metric", metric)
-    return f"custom[{int(row[0])}]", CUSTOM_FROM + int(row[0])
+    position, columns = int(row[0]), len(CUSTOM_COLUMNS)
+    plain = position <= columns
+    value = CUSTOM_COLUMNS[position - 1] if plain else f"custom_more[{position - columns}]"
+    return value, CUSTOM_FROM + position
 
 
-def _width(past: Past, span: int, points: int, few: int) -> int:
+def _within(past: Past, span: Wanted) -> tuple[int, int]:
+    """The steps [from, to) of the span that the writer may have."""
+    assert past.most is not None
+    assert past.least is not None
+    stop = past.most + 1
+    return max(span.start, past.least), stop if span.stop is None else min(span.stop, stop)
+
+
+def _width(past: Past, span: Wanted) -> int:
     """The widest buckets of which there are still enough; 1: the rows are few."""
     assert past.most is not None
     assert past.least is not None
-    rows = past.rows * max(span, 1) / (past.most - past.least + 1)
-    if not past.width or rows <= few:
+    low, high = _within(past, span)
+    rows = past.rows * max(high - low, 1) / (past.most - past.least + 1)
+    if not past.width or rows <= span.raw_rows * span.points:
         return 1
     width = past.width
-    while span // (width * stored.FACTOR) >= points / 2:
+    while (high - low) // (width * stored.FACTOR) >= span.points / 2:
         width *= stored.FACTOR
     return width
 

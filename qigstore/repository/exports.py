@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import UUID
 
-from sqlalchemy import Connection, DateTime, Double, Table, Uuid, and_, func, select, text, update
+from sqlalchemy import Connection, DateTime, Double, Table, Uuid, func, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import DataError, IntegrityError
 
@@ -30,9 +30,9 @@ from qigstore.database.schema import (
     telemetry,
     writer,
 )
-from qigstore.database.views import REGIMES
 from qigstore.errors import ConfigurationError, InvalidInput, NotFound, QigstoreError
 from qigstore.records import STANDARD_METRICS
+from qigstore.repository.rows import Source, StoredRow, by_name, stored_row, writers_of
 from qigstore.repository.texts import document, line
 from qigstore.repository.writers import WriterState
 
@@ -56,7 +56,6 @@ _OF_SESSION: dict[str, Table] = {
     "decisions": recovery_event,
 }
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
-_KEY = ("session_id", "attempt", "rank", "step")
 
 Record = dict[str, Any]
 """A row of a table by column, in JSON's own types, without its session."""
@@ -120,9 +119,11 @@ class Snapshot:
             writers=self._writers(),
             **{part: self._records(table) for part, table in _OF_SESSION.items()},
         )
-        mine = telemetry.c.session_id == row.id
+        mine = writers_of(row.id).order_by(attempt.c.number, writer.c.rank)
+        self._sources = [Source(*found) for found in connection.execute(mine)]
         used = [func.bool_or(telemetry.c[name].is_not(None)) for name in STANDARD_METRICS]
-        self.rows, *found = connection.execute(select(func.count(), *used).where(mine)).one()
+        of_them = telemetry.c.writer.in_([source.number for source in self._sources])
+        self.rows, *found = connection.execute(select(func.count(), *used).where(of_them)).one()
         self.standard = tuple(
             name for name, any_row in zip(STANDARD_METRICS, found, strict=True) if any_row
         )
@@ -147,35 +148,20 @@ class Snapshot:
     def batches(self) -> Iterator[list[ExportedRow]]:
         """Rows by attempt, rank and sequence, some at a time, so that memory stays bounded."""
         at = telemetry.c
-        same = and_(*(basin.c[name] == at[name] for name in _KEY))
-        columns = (at.attempt, at.rank, at.step, at.seq, at.recorded_at, at.regime)
-        values = [at[name] for name in self.standard]
-        query = (
-            select(*columns, at.custom, basin.c.root, *values)
-            .select_from(telemetry.outerjoin(basin, same))
-            .where(at.session_id == self._id)
-            .order_by(at.attempt, at.rank, at.seq)
-        )
+        same = (basin.c.writer == at.writer) & (basin.c.step == at.step)
+        query = select(telemetry, basin.c.root).select_from(telemetry.outerjoin(basin, same))
         streaming = self._connection.execution_options(yield_per=_ROWS_AT_ONCE)
-        for part in streaming.execute(query).partitions():
-            yield [self._row(row) for row in part]
+        for source in self._sources:
+            order = func.coalesce(at.seq, at.step + source.seq_less_step)
+            mine = query.where(at.writer == source.number).order_by(order)
+            for part in streaming.execute(mine).partitions():
+                yield [self._row(stored_row(source, row[:-1]), row[-1]) for row in part]
 
-    def _row(self, row: Sequence[Any]) -> ExportedRow:
-        number, rank, step, seq, recorded_at, regime, custom, root, *values = row
-        metrics = {
-            name: value
-            for name, value in zip(self.standard, values, strict=True)
-            if value is not None
-        }
-        for place, value in enumerate(custom or (), start=1):
-            if value is not None:
-                metrics[self._names[place]] = value
+    def _row(self, row: StoredRow, root: Sequence[float] | None) -> ExportedRow:
         # √(x²) is x in binary floating point, so that what is stored again is bit for bit the same.
         point = None if root is None else [part * part for part in root]
-        known = None if regime is None else REGIMES[regime]
-        return ExportedRow(
-            number, rank, step, seq, recorded_at.astimezone(UTC), known, metrics, point
-        )
+        moment = row.recorded_at.astimezone(UTC)
+        return ExportedRow(*row.key, moment, row.regime, by_name(row, self._names), point)
 
 
 class OpenedExport(NamedTuple):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import math
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, get_args
@@ -29,7 +30,6 @@ from qigstore.database.schema import attempt as attempts
 from qigstore.database.schema import event as events
 from qigstore.database.schema import session as sessions
 from qigstore.database.schema import writer as writers
-from qigstore.database.views import LOST_AFTER_S
 from qigstore.errors import InvalidInput, NotFound
 from qigstore.records import AttemptInfo, AttemptStatus, SessionInfo
 from qigstore.repository.events import with_result
@@ -44,9 +44,10 @@ _NAMES_COMPARED = 1000
 _INT4_MAX, _INT8_MAX = 2**31 - 1, 2**63 - 1
 
 
-def shown_status(limit_s: float) -> ColumnElement[str]:
-    """The stored status, but 'lost' for one that runs and has not been heard of."""
-    silent = attempts.c.heartbeat_at < func.now() - timedelta(seconds=limit_s)
+def shown_status() -> ColumnElement[str]:
+    """The stored status, but 'lost' for one that runs and was not heard of within its limit."""
+    limit = attempts.c.heartbeat_limit_s * literal(timedelta(seconds=1))
+    silent = attempts.c.heartbeat_at < func.now() - limit
     return case(
         (and_(attempts.c.status == "running", silent), literal("lost")), else_=attempts.c.status
     )
@@ -73,7 +74,7 @@ class Sessions:
             assert found is not None
             return found
 
-    def get(self, name: str, *, heartbeat_limit_s: float = LOST_AFTER_S) -> SessionInfo:
+    def get(self, name: str) -> SessionInfo:
         """The session of that name.
 
         Raises:
@@ -81,20 +82,20 @@ class Sessions:
         """
         line("session name", name)
         with self._database.begin() as connection:
-            found = _find(connection, name, heartbeat_limit_s)
+            found = _find(connection, name)
             if found is not None:
                 return found
             names = select(sessions.c.name).order_by(sessions.c.id.desc()).limit(_NAMES_COMPARED)
             known = list(connection.execute(names).scalars())
         raise NotFound("session", name, near=near(name, known), hint="See `qigstore sessions list`")
 
-    def by_id(self, session_id: int, *, heartbeat_limit_s: float = LOST_AFTER_S) -> SessionInfo:
+    def by_id(self, session_id: int) -> SessionInfo:
         """The session of that number, as other records refer to it.
 
         Raises:
             NotFound: there is none.
         """
-        query = _info(heartbeat_limit_s).where(sessions.c.id == session_id)
+        query = _info().where(sessions.c.id == session_id)
         with self._database.begin() as connection:
             row = connection.execute(query).first()
         if row is None:
@@ -102,15 +103,10 @@ class Sessions:
         return SessionInfo(*row)
 
     def list(
-        self,
-        limit: int = 50,
-        offset: int = 0,
-        *,
-        like: str | None = None,
-        heartbeat_limit_s: float = LOST_AFTER_S,
+        self, limit: int = 50, offset: int = 0, *, like: str | None = None
     ) -> builtins.list[SessionInfo]:
         """Sessions, the newest first; `like`: those of that name, `*` for any characters."""
-        query = _info(heartbeat_limit_s).order_by(sessions.c.id.desc()).limit(limit).offset(offset)
+        query = _info().order_by(sessions.c.id.desc()).limit(limit).offset(offset)
         if like is not None:
             query = query.where(sessions.c.name.like(like_pattern(like), escape="\\"))
         with self._database.begin() as connection:
@@ -125,10 +121,12 @@ class Sessions:
         pid: int,
         config: Mapping[str, Any],
         started_at: datetime | None = None,
+        heartbeat_limit_s: float = 30.0,
     ) -> AttemptInfo:
         """Open the next attempt; the same id again gives the same attempt.
 
-        `started_at`: where it began before the database heard of it.
+        `started_at`: where it began before the database heard of it. `heartbeat_limit_s`: for how
+        long it may be silent before it is shown as lost.
 
         Raises:
             NotFound: there is no such session.
@@ -136,8 +134,11 @@ class Sessions:
         """
         if not 0 <= pid <= _INT8_MAX:
             raise InvalidInput("pid", pid, f"0 to {_INT8_MAX}")
+        if not 0.0 < heartbeat_limit_s < math.inf:
+            raise InvalidInput("heartbeat_limit_s", heartbeat_limit_s, "seconds above 0")
         values: dict[str, Any] = {
-            "host": text_value("host", host), "config": document("config", config)
+            "host": text_value("host", host), "config": document("config", config),
+            "heartbeat_limit_s": heartbeat_limit_s,
         }  # fmt: skip
         if started_at is not None:
             values["started_at"] = started_at
@@ -234,11 +235,9 @@ class Sessions:
         with self._database.begin() as connection:
             return _attempt(connection, attempt_id)
 
-    def attempts(
-        self, session_id: int, *, heartbeat_limit_s: float = LOST_AFTER_S
-    ) -> builtins.list[AttemptInfo]:
+    def attempts(self, session_id: int) -> builtins.list[AttemptInfo]:
         """Attempts of a session by number; one that runs unheard of is shown as lost."""
-        query = _attempts(heartbeat_limit_s).where(attempts.c.session_id == session_id)
+        query = _attempts().where(attempts.c.session_id == session_id)
         with self._database.begin() as connection:
             return [
                 _attempt_info(row) for row in connection.execute(query.order_by(attempts.c.number))
@@ -261,10 +260,10 @@ def _answer_stops(
     connection.execute(update(events).where(*asked).values(answer))
 
 
-def _info(limit_s: float) -> Select[Any]:
+def _info() -> Select[Any]:
     """Sessions with the standing of their newest attempt, in the order of `SessionInfo`."""
     newest = (
-        select(shown_status(limit_s).label("status"))
+        select(shown_status().label("status"))
         .where(attempts.c.session_id == sessions.c.id)
         .order_by(attempts.c.number.desc())
         .limit(1)
@@ -293,18 +292,18 @@ def _info(limit_s: float) -> Select[Any]:
     return select(*columns, *standing).select_from(joined)
 
 
-def _find(connection: Connection, name: str, limit_s: float = LOST_AFTER_S) -> SessionInfo | None:
-    row = connection.execute(_info(limit_s).where(sessions.c.name == name)).first()
+def _find(connection: Connection, name: str) -> SessionInfo | None:
+    row = connection.execute(_info().where(sessions.c.name == name)).first()
     return None if row is None else SessionInfo(*row)
 
 
-def _attempts(limit_s: float) -> Select[Any]:
+def _attempts() -> Select[Any]:
     columns = [column for column in attempts.c if column.name != "status"]
-    return select(*columns, shown_status(limit_s).label("status"))
+    return select(*columns, shown_status().label("status"))
 
 
 def _attempt(connection: Connection, attempt_id: UUID) -> AttemptInfo | None:
-    row = connection.execute(_attempts(LOST_AFTER_S).where(attempts.c.id == attempt_id)).first()
+    row = connection.execute(_attempts().where(attempts.c.id == attempt_id)).first()
     return None if row is None else _attempt_info(row)
 
 

@@ -16,7 +16,6 @@ from sqlalchemy import Connection, Row, func, select, update
 from qigstore.database.schema import attempt as attempts
 from qigstore.database.schema import event as events
 from qigstore.database.schema import session as sessions
-from qigstore.database.views import LOST_AFTER_S
 from qigstore.errors import NotFound, NotRunning
 from qigstore.records import Event
 from qigstore.repository.lookup import added
@@ -44,7 +43,6 @@ class Stops:
         reason: str | None = None,
         by: str | None = None,
         checkpoint: bool = True,
-        heartbeat_limit_s: float = LOST_AFTER_S,
     ) -> Event:
         """Ask the running attempt of a session to stop at its next safe point.
 
@@ -64,7 +62,7 @@ class Stops:
         words += f" by {text_value('by', by)}" if by else ""
         words += f": {optional_text('reason', reason)}" if reason else ""
         with self._database.begin() as connection:
-            newest = _newest(connection, session_id, heartbeat_limit_s)
+            newest = _newest(connection, session_id)
             request_id = uuid5(newest.id, _REQUEST)
             known = _find(connection, request_id)
             if known is not None:
@@ -93,12 +91,12 @@ class Stops:
             return _find(connection, found.id)
 
 
-def _newest(connection: Connection, session_id: int, limit_s: float) -> Row[Any]:
+def _newest(connection: Connection, session_id: int) -> Row[Any]:
     """The newest attempt, which cannot end while this transaction lasts."""
     query = (
         select(
             attempts.c.id, attempts.c.number, attempts.c.reason, sessions.c.name.label("session"),
-            shown_status(limit_s).label("shown"),
+            shown_status().label("shown"),
         )
         .select_from(attempts.join(sessions, sessions.c.id == attempts.c.session_id))
         .where(attempts.c.session_id == session_id)

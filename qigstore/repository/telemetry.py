@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import Connection, Select, select
+from sqlalchemy import Select, select
 
+from qigstore.database.schema import CUSTOM_COLUMNS, telemetry, writer
 from qigstore.database.schema import attempt as attempts
 from qigstore.database.schema import basin as basins
-from qigstore.database.schema import metric as metrics
-from qigstore.database.schema import telemetry, writer
-from qigstore.database.views import REGIMES, canonical_telemetry
+from qigstore.database.views import canonical_telemetry
 from qigstore.errors import InvalidInput, NotFound, StaleWriter
 from qigstore.records import STANDARD_METRICS, TelemetryRow
 from qigstore.repository import copy_binary as wire
 from qigstore.repository.batches import NO_REGIME, AppendResult, RowGroup, TelemetryBatch
 from qigstore.repository.copy_stream import copy_in
 from qigstore.repository.curve_buckets import Past, roll_up
+from qigstore.repository.rows import Source, StoredRow, named, stored_rows, writers_of
 
 if TYPE_CHECKING:
     import psycopg
@@ -37,18 +37,19 @@ CUSTOM_METRICS_MAX = 10_000
 
 _SESSIONS_CACHED = 64
 _STANDARD = frozenset(STANDARD_METRICS)
-_KEY = ("session_id", "attempt", "rank", "step")
+_VALUES = (*STANDARD_METRICS, *CUSTOM_COLUMNS, "custom_more")
 
 _FENCE = """
 SELECT w.epoch, w.acked_seq, a.session_id, a.number, w.rank,
-       w.stored_rows, w.min_step, w.max_step, w.bucket_steps
+       w.number, w.seq_less_step, w.stored_rows, w.min_step, w.max_step, w.bucket_steps
 FROM qigstore.writer w JOIN qigstore.attempt a ON a.id = w.attempt_id
 WHERE w.id = %s FOR NO KEY UPDATE OF w"""
 _ADVANCE = """
 UPDATE qigstore.writer
 SET acked_seq = %(last)s, stored_rows = stored_rows + %(rows)s,
     repeated_rows = repeated_rows + %(repeated)s, min_step = least(min_step, %(least)s),
-    max_step = greatest(max_step, %(most)s), bucket_steps = %(width)s, stored_at = now(),
+    max_step = greatest(max_step, %(most)s), bucket_steps = %(width)s,
+    seq_less_step = %(seq_less_step)s, stored_at = now(),
     reordered_seq = CASE WHEN %(least)s < max_step OR NOT %(rising)s
                     THEN %(last)s ELSE reordered_seq END
 WHERE id = %(writer)s AND epoch = %(epoch)s AND acked_seq = %(first)s - 1
@@ -60,9 +61,7 @@ _LAST_POSITION = "SELECT coalesce(max(position), 0) FROM qigstore.metric WHERE s
 _NAME = """
 INSERT INTO qigstore.metric (session_id, position, name)
 SELECT %s, n.position, n.name FROM unnest(%s::int[], %s::text[]) AS n (position, name)"""
-_REMOVE = """
-DELETE FROM qigstore.{} WHERE session_id = %s AND attempt = %s AND rank = %s
-AND step = ANY(%s::bigint[])"""
+_REMOVE = "DELETE FROM qigstore.{} WHERE writer = %s AND step = ANY(%s::bigint[])"
 _REMOVE_ROWS, _REMOVE_BASINS = _REMOVE.format("telemetry"), _REMOVE.format("basin")
 
 
@@ -103,19 +102,23 @@ class Telemetry:
             if past is None:
                 return AppendResult(0, 0)
             groups = batch.latest()
-            positions = self._named(cursor, batch.session_id, groups)
+            if past.seq_less_step is None and groups:
+                past = past._replace(seq_less_step=_seq_less_step(groups))
+            positions = self._positions_of(cursor, batch.session_id, groups)
             kept = sum(map(len, groups))
-            replaced = _remove_repeated(cursor, batch, groups, past.most)
-            _copy(cursor, batch, groups, positions)
+            replaced = _remove_repeated(cursor, past, groups)
+            _copy(cursor, past, groups, positions)
             width = roll_up(cursor, batch, groups, positions, past)
             repeated = batch.rows - kept + replaced
             told = {"rows": kept - replaced, "repeated": repeated, "width": width}
-            _advance(cursor, batch, groups, told)
+            _advance(cursor, batch, groups, told | {"seq_less_step": past.seq_less_step})
         # Only now: before the commit, positions given out above may yet be undone.
         self._remember(batch.session_id, positions)
         return AppendResult(batch.rows, repeated)
 
-    def _named(self, cursor: Cursor, session_id: int, groups: Sequence[RowGroup]) -> dict[str, int]:
+    def _positions_of(
+        self, cursor: Cursor, session_id: int, groups: Sequence[RowGroup]
+    ) -> dict[str, int]:
         """Positions of the custom metrics in these groups; new ones get the next positions."""
         wanted = dict.fromkeys(n for group in groups for n in group.names if n not in _STANDARD)
         with self._lock:
@@ -138,23 +141,11 @@ class Telemetry:
 
     def latest(self, session_id: int) -> TelemetryRow | None:
         """The greatest step of the newest attempt that stored any (of its first rank)."""
-        newest = (
-            select(attempts.c.number, writer.c.rank)
-            .join(writer, writer.c.attempt_id == attempts.c.id)
-            .where(attempts.c.session_id == session_id, writer.c.max_step.is_not(None))
-            .order_by(attempts.c.number.desc(), writer.c.rank)
-            .limit(1)
-            .subquery()
-        )
-        query = (
-            select(telemetry)
-            .join(newest, telemetry.c.attempt == newest.c.number)
-            .where(telemetry.c.session_id == session_id, telemetry.c.rank == newest.c.rank)
-            .order_by(telemetry.c.step.desc())
-            .limit(1)
-        )
+        newest = writers_of(session_id).order_by(attempts.c.number.desc(), writer.c.rank).limit(1)
+        query = select(telemetry).order_by(telemetry.c.step.desc())
         with self._database.begin() as connection:
-            rows = list(_read(connection, session_id, query))
+            sources = [Source(*row) for row in connection.execute(newest)]
+            rows = named(connection, session_id, stored_rows(connection, sources, query, 1))
         return rows[0] if rows else None
 
     def rows(
@@ -168,14 +159,15 @@ class Telemetry:
         limit: int | None = None,
     ) -> list[TelemetryRow]:
         """Rows of one rank by attempt and step; `attempt=None`: of every attempt."""
-        columns = telemetry.c
-        query = select(telemetry).where(columns.session_id == session_id, columns.rank == rank)
+        wanted = writers_of(session_id).where(writer.c.rank == rank)
         if attempt is not None:
-            query = query.where(columns.attempt == attempt)
-        query = _between(query, columns.step, start, stop).limit(limit)
+            wanted = wanted.where(attempts.c.number == attempt)
+        query = _between(select(telemetry), telemetry.c.step, start, stop)
+        query = query.order_by(telemetry.c.step)
         with self._database.begin() as connection:
-            ordered = query.order_by(columns.attempt, columns.step)
-            return list(_read(connection, session_id, ordered))
+            found = connection.execute(wanted.order_by(attempts.c.number))
+            sources = [Source(*row) for row in found]
+            return named(connection, session_id, stored_rows(connection, sources, query, limit))
 
     def canonical(
         self,
@@ -188,11 +180,20 @@ class Telemetry:
     ) -> list[TelemetryRow]:
         """For each step the row of the newest attempt that reached it, by step."""
         view = canonical_telemetry.c
-        columns = [view[column.name] for column in telemetry.c]
-        query = select(*columns).where(view.session_id == session_id, view.rank == rank)
+        key = (view.attempt, view.rank, view.step, view.seq, view.recorded_at, view.regime)
+        standard = (view[name] for name in STANDARD_METRICS)
+        query = select(*key, *standard, view.custom)
+        query = query.where(view.session_id == session_id, view.rank == rank)
         query = _between(query, view.step, start, stop).order_by(view.step).limit(limit)
         with self._database.begin() as connection:
-            return list(_read(connection, session_id, query))
+            rows = (
+                StoredRow(
+                    (row.attempt, row.rank, row.step, row.seq), row.recorded_at, row.regime,
+                    row[len(key) : -1], row.custom or (),
+                )
+                for row in connection.execute(query).all()
+            )  # fmt: skip
+            return named(connection, session_id, rows)
 
     def counts(self, session_id: int) -> list[RowCount]:
         """Rows of each attempt and rank, with first and last step."""
@@ -222,9 +223,12 @@ class Telemetry:
         self, session_id: int, attempt: int, rank: int, step: int
     ) -> NDArray[np.float64] | None:
         """The distribution p recorded at a step, or None."""
-        key = (session_id, attempt, rank, step)
-        query = select(basins.c.root).where(
-            *(basins.c[name] == value for name, value in zip(_KEY, key, strict=True))
+        query = (
+            select(basins.c.root)
+            .join(writer, writer.c.number == basins.c.writer)
+            .join(attempts, attempts.c.id == writer.c.attempt_id)
+            .where(attempts.c.session_id == session_id, attempts.c.number == attempt)
+            .where(writer.c.rank == rank, basins.c.step == step)
         )
         with self._database.begin() as connection:
             root = connection.execute(query).scalar()
@@ -249,6 +253,12 @@ def _fence(cursor: Cursor, batch: TelemetryBatch) -> Past | None:
         )
         raise StaleWriter(batch.writer, batch.epoch, epoch, gap=gap)
     return Past(*row[5:])
+
+
+def _seq_less_step(groups: Sequence[RowGroup]) -> int:
+    """Of a writer's first row; the same for each that follows it step by step."""
+    first = min(groups, key=lambda group: int(group.seq[0]))
+    return int(first.seq[0]) - int(first.step[0])
 
 
 def _advance(
@@ -302,42 +312,43 @@ def _name(cursor: Cursor, session_id: int, names: Sequence[str]) -> dict[str, in
     return found | given
 
 
-def _remove_repeated(
-    cursor: Cursor, batch: TelemetryBatch, groups: Sequence[RowGroup], max_step: int | None
-) -> int:
+def _remove_repeated(cursor: Cursor, past: Past, groups: Sequence[RowGroup]) -> int:
     """Delete stored rows whose step comes again; most batches are past every stored step."""
-    if max_step is None:
+    if past.most is None:
         return 0
-    steps = [step for group in groups for step in group.step[group.step <= max_step].tolist()]
+    steps = [step for group in groups for step in group.step[group.step <= past.most].tolist()]
     if not steps:
         return 0
-    key = (batch.session_id, batch.attempt, batch.rank, steps)
-    cursor.execute(_REMOVE_BASINS, key)
-    return cursor.execute(_REMOVE_ROWS, key).rowcount
+    cursor.execute(_REMOVE_BASINS, (past.writer, steps))
+    return cursor.execute(_REMOVE_ROWS, (past.writer, steps)).rowcount
 
 
 def _copy(
-    cursor: Cursor,
-    batch: TelemetryBatch,
-    groups: Sequence[RowGroup],
-    positions: Mapping[str, int],
+    cursor: Cursor, past: Past, groups: Sequence[RowGroup], positions: Mapping[str, int]
 ) -> None:
     if not groups:
         return
-    used = {name for group in groups for name in group.names}
-    standard = [name for name in STANDARD_METRICS if name in used]
-    custom = ["custom"] if len(used) > len(standard) else []
-    columns = [*_KEY, "seq", "recorded_at", "regime", *standard, *custom]
+    used = {_column(name, positions) for group in groups for name in group.names}
+    values = [column for column in _VALUES if column in used]
+    columns = ["writer", "regime", "step", "seq", "recorded_at", *values]
     parts = (
-        (_row_fields(batch, part, standard, positions if custom else None), len(part))
+        (_row_fields(past, part, values, positions), len(part))
         for group in groups
         for part in _by_regime(group)
     )
     copy_in(cursor, "telemetry", columns, parts)
     with_basins = [group for group in groups if group.basins is not None]
     if with_basins:
-        parts = ((_basin_fields(batch, group), len(group)) for group in with_basins)
-        copy_in(cursor, "basin", [*_KEY, "root"], parts)
+        parts = ((_basin_fields(past, group), len(group)) for group in with_basins)
+        copy_in(cursor, "basin", ["writer", "step", "root"], parts)
+
+
+def _column(name: str, positions: Mapping[str, int]) -> str:
+    """Where a metric is in the table."""
+    if name in _STANDARD:
+        return name
+    place = positions[name]
+    return CUSTOM_COLUMNS[place - 1] if place <= len(CUSTOM_COLUMNS) else "custom_more"
 
 
 def _by_regime(group: RowGroup) -> Iterator[RowGroup]:
@@ -349,81 +360,61 @@ def _by_regime(group: RowGroup) -> Iterator[RowGroup]:
         yield from (group.take(known), group.take(~known))
 
 
-def _key_fields(batch: TelemetryBatch, group: RowGroup) -> list[wire.Field]:
-    return [
-        wire.Constant(batch.session_id, 8),
-        wire.Constant(batch.attempt, 4),
-        wire.Constant(batch.rank, 4),
-        wire.Integers(group.step, 8),
-    ]
-
-
 def _row_fields(
-    batch: TelemetryBatch,
-    group: RowGroup,
-    standard: Sequence[str],
-    positions: Mapping[str, int] | None,
+    past: Past, group: RowGroup, columns: Sequence[str], positions: Mapping[str, int]
 ) -> list[wire.Field]:
-    at = {name: column for column, name in enumerate(group.names)}
-    fields = _key_fields(batch, group)
-    fields += [wire.Integers(group.seq, 8), wire.Integers(wire.timestamps(group.time_ns), 8)]
-    known = group.regime[0] != NO_REGIME
-    fields.append(wire.Integers(group.regime, 2) if known else wire.Nulls())
+    has_regime = group.regime[0] != NO_REGIME
+    derived = (group.seq - group.step == past.seq_less_step).all()
+    fields: list[wire.Field] = [
+        wire.Constant(past.writer, 4),
+        wire.Integers(group.regime, 2) if has_regime else wire.Nulls(),
+        wire.Integers(group.step, 8),
+        wire.Nulls() if derived else wire.Integers(group.seq, 8),
+        wire.Integers(wire.timestamps(group.time_ns), 8),
+    ]
+    at = {_column(name, positions): column for column, name in enumerate(group.names)}
+    more = at.pop("custom_more", None)
     run: list[int] = []
-    for name in standard:
+    for name in (column for column in columns if column != "custom_more"):
         if name in at:
             run.append(at[name])
             continue
-        if run:
-            fields.append(wire.Floats(group.values[:, run]))
-            run = []
-        fields.append(wire.Nulls())
-    if run:
-        fields.append(wire.Floats(group.values[:, run]))
-    if positions is not None:
-        fields.append(_custom_field(group, positions))
+        fields += [*_floats(group, run), wire.Nulls()]
+        run = []
+    fields += _floats(group, run)
+    if "custom_more" in columns:
+        fields.append(wire.Nulls() if more is None else _more_field(group, positions))
     return fields
 
 
-def _custom_field(group: RowGroup, positions: Mapping[str, int]) -> wire.Field:
+def _floats(group: RowGroup, run: Sequence[int]) -> list[wire.Field]:
+    """Columns of the values, where there are any; without a copy where they lie together."""
+    if not run:
+        return []
+    first, last = run[0], run[-1]
+    together = list(run) == list(range(first, last + 1))
+    return [wire.Floats(group.values[:, first : last + 1] if together else group.values[:, run])]
+
+
+def _more_field(group: RowGroup, positions: Mapping[str, int]) -> wire.Field:
+    """The custom metrics that have no column of their own, as one array."""
     placed = sorted(
-        (positions[name] - 1, column)
+        (positions[name] - 1 - len(CUSTOM_COLUMNS), column)
         for column, name in enumerate(group.names)
-        if name not in _STANDARD
+        if name not in _STANDARD and positions[name] > len(CUSTOM_COLUMNS)
     )
-    if not placed:
-        return wire.Nulls()
     places, columns = (np.array(part, dtype=np.int64) for part in zip(*placed, strict=True))
     return wire.Array(group.values[:, columns], places)
 
 
-def _basin_fields(batch: TelemetryBatch, group: RowGroup) -> list[wire.Field]:
+def _basin_fields(past: Past, group: RowGroup) -> list[wire.Field]:
     assert group.basins is not None
     places = np.arange(group.basins.shape[1], dtype=np.int64)
-    return [*_key_fields(batch, group), wire.Array(np.sqrt(group.basins), places)]
+    roots = wire.Array(np.sqrt(group.basins), places)
+    return [wire.Constant(past.writer, 4), wire.Integers(group.step, 8), roots]
 
 
 def _between(query: Select[Any], step: Any, start: int | None, stop: int | None) -> Select[Any]:
     if start is not None:
         query = query.where(step >= start)
     return query if stop is None else query.where(step < stop)
-
-
-def _read(connection: Connection, session_id: int, query: Select[Any]) -> Iterator[TelemetryRow]:
-    """Rows of a query whose columns are those of `telemetry`, in their order."""
-    rows = connection.execute(query).all()
-    # After the rows, so that a metric that a rank names in this moment has its name, too.
-    named = select(metrics.c.position, metrics.c.name).where(metrics.c.session_id == session_id)
-    names = {row.position: row.name for row in connection.execute(named)}
-    for row in rows:
-        _, attempt, rank, step, seq, recorded_at, regime, *values, custom = row
-        measured = {
-            name: value
-            for name, value in zip(STANDARD_METRICS, values, strict=True)
-            if value is not None
-        }
-        for position, value in enumerate(custom or (), start=1):
-            if value is not None:
-                measured[names[position]] = value
-        known = regime if isinstance(regime, str) or regime is None else REGIMES[regime]
-        yield TelemetryRow(attempt, rank, step, seq, recorded_at, known, measured)

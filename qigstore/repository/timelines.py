@@ -180,12 +180,9 @@ class Timelines:
         return [None if step is None else (step, at) for _, _, step, at in rows]
 
 
-def of_writer(row: str, attempt: str = "a", writer: str = "w") -> str:
-    """SQL: a row of `telemetry` or `basin` is of that writer, in that attempt."""
-    return (
-        f"{row}.session_id = {attempt}.session_id AND {row}.attempt = {attempt}.number "
-        f"AND {row}.rank = {writer}.rank"
-    )
+def of_writer(row: str, writer: str = "w") -> str:
+    """SQL: a row of `telemetry` or `basin` is of that writer."""
+    return f"{row}.writer = {writer}.number"
 
 
 _PARTS = """

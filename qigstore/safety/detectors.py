@@ -36,7 +36,15 @@ Action = Literal["record", "checkpoint", "soft_reset", "abort"]
 _DEVIATION_MAX = 1e148
 _LAG = 5
 """Long-run variances that are kept, one each 32 values: the one in use is 128 values old."""
+_KNOWN = 600
+"""Values after which the long-run variance is known well enough."""
 _TINY = sys.float_info.min
+_MEMORY_MAX = 0.95
+_FAR, _FAR_STEPS, _FAR_SHARE = 4.0, 1000.0, 0.0015
+"""Deviations that are far; the window in which they are counted, and a share of them that counts.
+
+Of normal noise one in 16,000 is far, of Laplace's or Student's with 5 degrees one in 290.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,13 +214,21 @@ class EwmaDetector(_Numbered):
     spike does not hide the next one, and a lasting shift is taken in at last. The first `warm_up`
     values only teach (weight 1/n), and s never counts as less than `floor` nor as
     `floor_relative`·|μ|: a metric without noise has no scale of its own.
+
+    Both limits are of white normal noise. Noise with a memory stays where it is: with the lag-one
+    correlation ρ of the quiet values, `warn` counts √((1+ρ)/(1−ρ)) times. Noise with heavy tails
+    goes far by itself: `fire` counts up to 2.5 times as values beyond 4·s become frequent, one in
+    four hundred at most.
     """
 
     __slots__ = (
-        "a", "clear_steps", "clip", "count", "direction", "fire", "floor", "floor_relative",
-        "good", "level", "mean", "run", "variance", "warm_up", "warn", "warn_run", "warn_squared",
+        "a", "clear_steps", "clip", "count", "covariance", "direction", "far", "far_step", "fire",
+        "floor", "floor_relative", "good", "last", "level", "mean", "run", "variance", "warm_up",
+        "warn", "warn_run", "warn_squared",
     )  # fmt: skip
-    SAVED = ("count", "good", "level", "mean", "run", "variance")
+    SAVED = (
+        "count", "covariance", "far", "far_step", "good", "last", "level", "mean", "run", "variance"
+    )  # fmt: skip
     a: float
     fire: float
     warn: float
@@ -230,6 +246,8 @@ class EwmaDetector(_Numbered):
         super().__init__(name, severity, action, metric, **limits)
         self.warn_squared = self.warn * self.warn
         self.count, self.mean, self.variance = 0, 0.0, 0.0
+        self.covariance, self.last = 0.0, 0.0  # of the quiet values, from one to the next
+        self.far, self.far_step = 0.0, 0  # share of values beyond 4·s, as of that step
         self.run, self.good, self.level = 0, 0, 0
 
     @property
@@ -250,15 +268,23 @@ class EwmaDetector(_Numbered):
             return self._suspect(step, value, deviation)
         self.mean += weight * deviation
         self.variance = (1.0 - weight) * (self.variance + weight * deviation * deviation)
+        self.covariance += weight * (deviation * self.last - self.covariance)
+        self.last = deviation
         return None
 
     def _suspect(self, step: int, value: float, deviation: float) -> Alarm | None:
         mean = self.mean
         scale = max(math.sqrt(self.variance), self.floor_relative * abs(mean), self.floor)
         z = deviation / scale
+        far = abs(z) > _FAR
         z = abs(z) if self.direction == 0 else z * self.direction
-        self.run = self.run + 1 if z > self.warn else 0
-        level = 2 if z > self.fire else 1 if self.run >= self.warn_run else 0
+        warn = self.warn * self._wander()
+        # In an episode it is the fault that goes far, not the noise.
+        fire = self.fire * (1.0 if self.level else self._reach(step))
+        self.run = self.run + 1 if z > warn else 0
+        level = 2 if z > fire else 1 if self.run >= self.warn_run else 0
+        if far and self.run <= 1 and not (self.level or level):  # by itself: no fault's beginning
+            self.far += 1.0 / _FAR_STEPS
         bound = min(self.clip * scale, _DEVIATION_MAX) if level else _DEVIATION_MAX
         taken = max(-bound, min(bound, deviation))
         self.mean = mean + self.a * taken
@@ -272,9 +298,22 @@ class EwmaDetector(_Numbered):
         if level <= self.level:
             return None
         self.level, self.good = level, 0
-        return self._raise(step, value, mean, scale)
+        return self._raise(step, value, mean, scale, fire if level == 2 else warn)
 
-    def _raise(self, step: int, value: float, mean: float, scale: float) -> Alarm:
+    def _wander(self) -> float:
+        """How much farther than white noise the metric stays away from its mean."""
+        memory = self.covariance / self.variance if self.variance > 0.0 else 0.0
+        memory = max(0.0, min(_MEMORY_MAX, memory))
+        return math.sqrt((1.0 + memory) / (1.0 - memory))
+
+    def _reach(self, step: int) -> float:
+        """How much farther than normal noise the metric's tails go."""
+        # A resumed run may be some steps back.
+        self.far *= math.exp(min(0, self.far_step - step) / _FAR_STEPS)
+        self.far_step = step
+        return 1.0 + min(1.5, self.far / _FAR_SHARE)
+
+    def _raise(self, step: int, value: float, mean: float, scale: float, times: float) -> Alarm:
         critical = self.level == 2
         above = value > mean
         message = (
@@ -283,7 +322,6 @@ class EwmaDetector(_Numbered):
         ) + ("" if critical else f", {self.run} times in a row")
         severity: Severity = self.severity if critical else "warning"
         action: Action = self.action if critical else "record"
-        times = self.fire if critical else self.warn
         limit = mean + (times if above else -times) * scale
         return Alarm(self.name, severity, self.metric, value, limit, message, action, step)
 
@@ -336,9 +374,11 @@ class PageHinkleyDetector(_Numbered):
     not inflate; the slow variance about μ; and the long-run variance v, which noise with a memory
     needs, as sums of it wander farther. v = 32·E[(second difference of means over 32 values)²]/6:
     a trend leaves it alone, and it is taken as it was 128 values ago, so that what is to be noticed
-    does not hide itself. Four values are taken together: what a slow change costs in delay (three
-    steps) is nothing, and three steps in four cost next to nothing. Their mean z is clipped at
-    ±2.5, so that no single value adds more than 10 to S.
+    does not hide itself. Until it is known well, at 600 values, s counts 4 − 3·n/600 times.
+
+    Four values are taken together: what a slow change costs in delay (three steps) is nothing, and
+    three steps in four cost next to nothing. Their mean z is clipped at ±2.5, so that no single
+    value adds more than 10 to S.
     """
 
     __slots__ = (
@@ -424,6 +464,8 @@ class PageHinkleyDetector(_Numbered):
 
     def _rescale(self) -> None:
         noise = math.sqrt(max(self.jitter, self.variance, self.long_run[0]))
+        if self.count < _KNOWN:
+            noise *= 4.0 - 3.0 * self.count / _KNOWN
         scale = max(noise, self.floor_relative * abs(self.mean), self.floor)
         self.scale = min(scale, _DEVIATION_MAX)
 

@@ -160,6 +160,8 @@ class Emergency:
     Args:
         origin: where the events come from; may be replaced once the session is registered.
         write_event: puts the event into a file (the readable log); may block and raise.
+        append_event: writes the event so that it outlives the process, in microseconds;
+            `write_event` of the same event then makes it durable.
         store_event: puts it into the database, idempotent by id; raises while that is away.
         ship: sends what lies in files and is not stored yet; called again every `retry_s` while
             `store_event` fails, and after it has succeeded.
@@ -173,6 +175,7 @@ class Emergency:
         origin: Origin,
         *,
         write_event: Callable[[Event], object],
+        append_event: Callable[[Event], object] | None = None,
         store_event: Callable[[Event], object] | None = None,
         ship: Callable[[], object] | None = None,
         request_checkpoint: Callable[[str], object] | None = None,
@@ -182,7 +185,8 @@ class Emergency:
         queue_max: int = 1000,
     ) -> None:
         self.origin, self.stop = origin, StopFlag()
-        self._write, self._store, self._ship = write_event, store_event, ship
+        self._write, self._append = write_event, append_event
+        self._store, self._ship = store_event, ship
         self._request_checkpoint, self._notify = request_checkpoint, notify
         self._patience_s, self._retry_s, self._queue_max = patience_s, retry_s, queue_max
         self._queue: SimpleQueue[_Entry | None] = SimpleQueue()
@@ -232,16 +236,24 @@ class Emergency:
         signum: int | None = None,
         step: int | None = None,
         severity: Severity = "warning",
+        rule: str = "stop",
+        at_once: bool = False,
     ) -> Event:
         """Ask the run to stop at its next safe point, for a reason from outside.
 
         Asked again, it changes nothing and returns the event of the first time, if that had one.
+        `at_once`: the caller's thread may wait for the disk, so the event is appended in it.
         """
-        rule = "stop" if signum is None else Signals(signum).name
+        rule = rule if signum is None else Signals(signum).name
         detail = {} if signum is None else {"signum": signum}
         event = self._event(rule, severity, reason, step, {"action": "abort", "detail": detail})
         if not self.stop.set(reason, signum=signum, event=event):
             return self.stop.event or event
+        if at_once and self._append is not None:
+            try:
+                self._append(event)
+            except Exception as error:
+                self._failed(f"event {event.id} could not be appended", error)
         self._hand_on(event)
         return event
 

@@ -53,7 +53,7 @@ ALARMS_PER_STEP_MAX = 8
 """Alarms that one step may raise, worst first; the rest is counted in `RuleSet.suppressed`."""
 
 _NAMES_SHOWN = 5
-_STATE_VERSION = 2
+_STATE_VERSION = 3
 
 
 class Check(Protocol):

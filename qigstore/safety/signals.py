@@ -3,7 +3,9 @@
 An ordinary handler runs only between two bytecodes of the main thread, which may sit in native code
 for minutes. So there are two: the handler, which only stores, and a thread that the interpreter's
 own C handler wakes through `signal.set_wakeup_fd`. That thread runs as soon as it gets the GIL:
-at once in native code that released it, never before native code that holds it returns.
+at once in native code that released it, never before native code that holds it returns. It calls
+`on_signal` itself, for each thread that has to be woken takes milliseconds on a busy machine; a
+second one goes on watching.
 
 First signal: `on_signal`, then the run saves at a safe point and `re_raise` hands the signal to
 whoever had it before. Second signal, or the deadline: `os._exit(128 + n)`.
@@ -134,10 +136,9 @@ class SignalWatch:
         self._seen = 0  # signals that the watching thread has seen
         self._read_fd = self._write_fd = -1
         self._earlier = _Wakeup(-1)
-        self._thread: threading.Thread | None = None
-        self._calls: SimpleQueue[int | None] = SimpleQueue()
-        self._call_thread: threading.Thread | None = None
-        self._once = threading.Lock()  # never taken by the handler
+        # What is left to read of the bytes that held the first signal; None: there was none.
+        self._relay: SimpleQueue[bytes | None] = SimpleQueue()
+        self._unwatched, self._called = threading.Event(), threading.Event()
 
     def install(self) -> bool:
         """Begin to watch; False, with one warning, where Python allows no handler.
@@ -158,13 +159,9 @@ class SignalWatch:
         self._read_fd, self._write_fd = os.pipe()
         os.set_blocking(self._write_fd, False)
         self._earlier = _Wakeup(signal.set_wakeup_fd(self._write_fd, warn_on_full_buffer=False))
-        self._thread = threading.Thread(target=self._watch, name="qigstore-signals", daemon=True)
-        self._thread.start()
-        # Ready and waiting: on a busy machine to start a thread takes milliseconds.
-        self._call_thread = threading.Thread(
-            target=self._call, name="qigstore-on-signal", daemon=True
-        )
-        self._call_thread.start()
+        # Both ready and waiting: on a busy machine to start a thread takes milliseconds.
+        for name, watch in (("signals", self._watch), ("signals-again", self._watch_on)):
+            threading.Thread(target=watch, name=f"qigstore-{name}", daemon=True).start()
         self.installed = True
         _installed.add(self)
         for signum in self._signals:
@@ -196,17 +193,15 @@ class SignalWatch:
         self.installed = False
         _installed.discard(self)
         if threading.current_thread() is not threading.main_thread():
-            self._calls.put(None)
             _log.warning("closed off the main thread: signals are passed on from now on")
             return
         for signum, earlier in self._previous.items():
             if signal.getsignal(signum) is self._handler:
                 signal.signal(signum, _in_force(earlier, signum))
         self._give_back_wakeup()
-        assert self._thread is not None
+        # Behind the byte of every signal so far: these are noticed first.
         os.write(self._write_fd, bytes([_STOP]))
-        self._thread.join()
-        self._calls.put(None)
+        self._unwatched.wait()
         self._close_pipe()
 
     def re_raise(self) -> None:
@@ -216,12 +211,10 @@ class SignalWatch:
         handler runs here (`KeyboardInterrupt` comes from this call). Nothing received: only
         restores. An `on_signal` that is still writing gets two seconds more.
         """
-        if self.installed and self.signum is not None:
-            self._first(self.signum)  # the watching thread may not have come to it yet
         self._release()
         signum = self.signum
-        if self._call_thread is not None and self._call_thread.is_alive():
-            self._call_thread.join(_CALLBACK_WAIT_S)
+        if self.noticed_ns is not None:
+            self._called.wait(_CALLBACK_WAIT_S)
         earlier: Disposition = signal.SIG_IGN
         if signum is not None and signum in self._previous:
             earlier = _in_force(self._previous[signum], signum)
@@ -262,43 +255,59 @@ class SignalWatch:
             os.write(self._write_fd, _POKE_BYTE)
 
     def _watch(self) -> None:
+        """Wait for the first signal, hand the watch over, call back."""
         while True:
-            for byte in os.read(self._read_fd, 512) or bytes([_STOP]):
+            read = os.read(self._read_fd, 512) or bytes([_STOP])
+            for place, byte in enumerate(read):
                 if byte == _STOP:
+                    self._relay.put(None)
+                    self._unwatched.set()
                     return
-                if byte == _POKE:
-                    if self.signum is not None:
-                        self._first(self.signum)
-                    continue
-                self._earlier.forward(byte)
-                if self.installed and byte in self._previous:
-                    self._seen += 1
-                    if self._seen > 1:
-                        os._exit(128 + byte)
-                    self._first(byte)
+                if (signum := self._signal_of(byte)) is not None:
+                    self._first(signum, read[place + 1 :])
+                    return
 
-    def _first(self, signum: int) -> None:
-        with self._once:
-            if self.noticed_ns is not None:
-                return
-            self.noticed_ns = time.monotonic_ns()
+    def _first(self, signum: int, rest: bytes) -> None:
+        self.noticed_ns = time.monotonic_ns()
         # The main thread may be in native code: its handler has not run yet.
         if self.signum is None:
             self.received_ns, self.signum = self.noticed_ns, signum
-        if self._deadline_s is not None:
-            reason = f"signal {signum} asked this process to leave"
-            self._deadline.start(self._deadline_s, 128 + signum, reason)
-        # A thread of its own: while it writes, this one has to notice the second signal.
-        self._calls.put(signum)
-
-    def _call(self) -> None:
-        signum = self._calls.get()
-        if signum is None:
-            return
+        # While this thread writes, the other one has to notice the second signal.
+        self._relay.put(rest)
         try:
             self._on_signal(signum)
         except Exception:
             _log.exception("on_signal(%d) failed; the run leaves all the same", signum)
+        finally:
+            self._called.set()
+
+    def _watch_on(self) -> None:
+        """From the first signal on: start the deadline, and leave at the second."""
+        rest = self._relay.get()
+        if rest is None:
+            return
+        if self._deadline_s is not None and (signum := self.signum) is not None:
+            reason = f"signal {signum} asked this process to leave"
+            self._deadline.start(self._deadline_s, 128 + signum, reason)
+        while True:
+            for byte in rest:
+                if byte == _STOP:
+                    self._unwatched.set()
+                    return
+                if byte != _POKE and self._signal_of(byte) is not None and self._seen > 1:
+                    os._exit(128 + byte)
+            rest = os.read(self._read_fd, 512) or bytes([_STOP])
+
+    def _signal_of(self, byte: int) -> int | None:
+        """The signal that a byte stands for, if it is one that is watched; counts it."""
+        if byte == _POKE:
+            return self.signum
+        self._earlier.forward(byte)
+        if not (self.installed and byte in self._previous):
+            return None
+        # Another handler over ours (uvicorn's) takes the signal first and may raise it again.
+        self._seen += signal.getsignal(byte) is self._handler
+        return byte
 
     def _give_back_wakeup(self) -> None:
         current = signal.set_wakeup_fd(-1)

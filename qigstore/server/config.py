@@ -20,7 +20,7 @@ class ServerConfig:
     """Every limit of a server; each has a name, a unit and a test.
 
     Attributes:
-        settings: where checkpoints lie and when a silent attempt counts as lost.
+        settings: where checkpoints lie, and when one is healthy.
         host, port: where it listens.
         origins: pages of other origins that may ask it (`https://grafana.example:3000`).
         hosts: further names it is known by; an address or this machine's name always will do.

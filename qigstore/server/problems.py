@@ -35,6 +35,7 @@ KINDS: Mapping[str, tuple[int, str]] = {
     "not-running": (409, "The session is not running"),
     "stale-writer": (409, "It is not this batch's turn"),
     "checkpoint-damaged": (409, "The checkpoint is not what was saved"),
+    "checkpoint-elsewhere": (409, "The checkpoint's files are not on this server"),
     "body-too-large": (413, "The body is too large"),
     "wrong-host": (421, "This server has another name"),
     "invalid-input": (422, "A value cannot be used"),

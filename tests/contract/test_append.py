@@ -153,11 +153,13 @@ def test_a_refused_batch_leaves_no_metric_name_and_the_next_one_finds_its_place(
 
 def test_places_given_in_a_transaction_that_failed_are_forgotten(any_store: Store) -> None:
     sender = Sender(any_store)
-    key = (sender.id, sender.attempt.number)
     # A row that nobody recorded: the batch meets it in COPY, after its metric got a place.
     with any_store.database.raw() as connection:
-        query = "INSERT INTO qigstore.telemetry (session_id, attempt, rank, step, seq, recorded_at)"
-        connection.execute(f"{query} VALUES (%s, %s, 0, 0, 1, now())", key)
+        connection.execute(
+            "INSERT INTO qigstore.telemetry (writer, step, seq, recorded_at) "
+            "SELECT number, 0, 1, now() FROM qigstore.writer WHERE id = %s",
+            (sender.writer,),
+        )
     with pytest.raises(UniqueViolation):
         sender.send([0], {"a": [1.0]})
     with any_store.database.raw() as connection:
@@ -273,7 +275,8 @@ def test_zeros_infinities_denormals_and_nan_payloads_arrive_bit_for_bit(any_stor
     sender.send(range(len(values)), {"loss": values, "mine": values})
     with any_store.database.raw() as connection:
         query = (
-            "SELECT float8send(loss), float8send(custom[1]) FROM qigstore.telemetry ORDER BY seq"
+            "SELECT float8send(loss), float8send(custom[1]) "
+            "FROM qigstore.all_telemetry ORDER BY seq"
         )
         stored = connection.execute(query).fetchall()
     sent = [bits(value) for value in np.asarray(values).tolist()]
@@ -291,7 +294,7 @@ def test_not_measured_is_null_and_a_recorded_nan_is_nan(any_store: Store) -> Non
     assert "loss" not in first.metrics
     assert second.metrics == {"theirs": 2.0, "loss": 0.0}
     with any_store.database.raw() as connection:
-        query = "SELECT phi IS NULL, custom FROM qigstore.telemetry ORDER BY step"
+        query = "SELECT phi IS NULL, custom FROM qigstore.all_telemetry ORDER BY step"
         found = connection.execute(query).fetchall()
     assert [row[0] for row in found] == [False, True]
     assert found[1][1] == [None, 2.0]
@@ -380,6 +383,18 @@ def test_a_basin_comes_back_as_a_distribution(any_store: Store, rng: random.Rand
         assert found is not None
         np.testing.assert_allclose(found, p[i], rtol=1e-15, atol=0)
     assert any_store.telemetry.basin(sender.id, sender.attempt.number, 0, 6) is None
+
+
+def test_a_limit_counts_over_the_attempts_in_their_order(store: Store) -> None:
+    for attempt in range(1, 4):
+        Sender(store).send(range(attempt, attempt + 3), {"loss": [float(attempt)] * 3})
+    session = store.sessions.get("ocean").id
+    every = [(a, s) for a in (1, 2, 3) for s in range(a, a + 3)]
+    for limit in range(len(every) + 2):
+        found = store.telemetry.rows(session, limit=limit)
+        assert [(row.attempt, row.step) for row in found] == every[:limit]
+    from_four = store.telemetry.rows(session, start=4, limit=2)
+    assert [(row.attempt, row.step) for row in from_four] == [(2, 4), (3, 4)]
 
 
 def test_rows_are_read_by_attempt_rank_and_range(any_store: Store) -> None:

@@ -362,7 +362,7 @@ def test_choosing_among_many_reads_the_first_entries_of_an_index(any_store: Stor
     assert [c.healthy for c in found].count(True) == 20
     newest = any_store.checkpoints.candidates(session_id, settle_steps=50, by_age=True)
     assert newest[0].checkpoint.step == 20000 - 20000 % 50 - 1
-    for by_age, index in ((False, "ix_checkpoint_ranking"), (True, "ix_checkpoint_newest")):
+    for by_age, index in ((False, "ix_checkpoint_fit_ranking"), (True, "ix_checkpoint_fit_newest")):
         asked = {"session": session_id, "settle": 50, "floor": None, "by_age": by_age}
         read, used = explained(any_store, asked)
         assert read < 500
@@ -382,6 +382,85 @@ def test_equal_phi_however_often_does_not_widen_what_is_read(store: Store) -> No
     for floor in (None, 0.25):
         asked = {"session": session_id, "settle": 50, "floor": floor, "by_age": False}
         assert explained(store, asked)[0] < 500
+
+
+UNFIT = {
+    "alarms": ("regular", "0.5", "true", 20),
+    "alarms, not measured": ("regular", "NULL", "true", 20),
+    "emergencies": ("emergency", "0.5", "true", 0),
+    "not finite": ("regular", "0.5", "false", 0),
+}
+"""Kind, Φ, whether weights are finite, and how many steps from one critical event to the next."""
+
+
+@pytest.mark.parametrize("healthy", [0, 3])
+@pytest.mark.parametrize("unfit", UNFIT)
+def test_where_few_are_healthy_no_more_is_read(store: Store, unfit: str, healthy: int) -> None:
+    kind, phi, finite, every = UNFIT[unfit]
+    session_id = store.sessions.open("few", {}).id
+    rows = (
+        "INSERT INTO qigstore.checkpoint (id, session_id, attempt, step, kind, phi, weights_finite,"
+        " path, bytes, digest) SELECT gen_random_uuid(), %s, 1, g, '{}', {}, {}, '/p', 1, 'x' "
+        "FROM generate_series({}, {}) g"
+    )
+    with store.database.raw() as connection:
+        connection.execute(rows.format("regular", phi, "true", 1, healthy), (session_id,))
+        connection.execute(rows.format(kind, phi, finite, 1000, 5_000), (session_id,))
+        if every:
+            connection.execute(
+                "INSERT INTO qigstore.event (id, session_id, attempt, step, rule, severity, "
+                "message) SELECT gen_random_uuid(), %s, 1, g, 'loss', 'critical', 'm' "
+                "FROM generate_series(1000, 5000, %s) g",
+                (session_id, every),
+            )
+        connection.execute("ANALYZE qigstore.checkpoint, qigstore.event")
+    for by_age in (False, True):
+        asked = {"session": session_id, "settle": 50, "floor": None, "by_age": by_age}
+        assert explained(store, asked)[0] < 500
+        found = store.checkpoints.candidates(session_id, settle_steps=50, by_age=by_age)
+        assert [item.checkpoint.step for item in found if item.healthy] == [3, 2, 1][3 - healthy :]
+        assert len(found) == healthy + 20
+
+
+BOUNDS = (0, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_level_of_a_checkpoint_follows_from_its_next_alarm_in_whatever_order_they_come(
+    any_store: Store, session_id: int, seed: int
+) -> None:
+    print(f"seed {seed}")
+    rng = random.Random(seed)
+    scale = rng.choice([30, 300, 3000, 40_000])
+    alarms: list[tuple[int, int]] = []
+    for _ in range(60):
+        attempt, step = rng.randint(1, 2), rng.randrange(scale)
+        if rng.random() < 0.6:
+            checkpoint = made(session_id, step, 0.5, attempt=attempt)
+            keep(any_store, checkpoint)
+            if rng.random() < 0.2:  # the folder says that the row was wrong
+                any_store.checkpoints.put(replace(checkpoint, step=rng.randrange(scale)))
+        elif rng.random() < 0.7:
+            alarm(any_store, session_id, step, attempt=attempt)
+            alarms.append((attempt, step))
+    with any_store.database.raw() as connection:
+        rows = connection.execute("SELECT attempt, step, quiet FROM qigstore.checkpoint").fetchall()
+    assert rows
+    for attempt, step, quiet in rows:
+        after = [to - step for number, to in alarms if number == attempt and to >= step]
+        assert quiet == (sum(bound < min(after) for bound in BOUNDS) if after else len(BOUNDS))
+
+
+def test_a_level_that_is_too_high_makes_nothing_healthy(store: Store) -> None:
+    """It may be where an event and a checkpoint come at once; the events have the last word."""
+    session_id = store.sessions.open("ocean", {}).id
+    keep(store, *(made(session_id, step, step / 100) for step in range(0, 90, 10)))
+    alarm(store, session_id, 60)
+    before = store.checkpoints.candidates(session_id, settle_steps=20)
+    with store.database.raw() as connection:
+        connection.execute("UPDATE qigstore.checkpoint SET quiet = 11")
+    assert store.checkpoints.candidates(session_id, settle_steps=20) == before
+    assert {item.checkpoint.step for item in before if not item.healthy} == {40, 50, 60}
 
 
 def explained(store: Store, asked: dict[str, Any]) -> tuple[int, set[str]]:

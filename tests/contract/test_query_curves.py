@@ -203,18 +203,18 @@ def test_a_long_curve_keeps_spike_nan_and_tail_in_few_points(store: Store) -> No
     assert (tail.stop - tail.start == 1).all()
 
 
-def test_x_is_the_step_the_wall_clock_or_the_time_since_the_first_row(store: Store) -> None:
-    first = Sender(store)
+def test_x_is_the_step_the_wall_clock_or_the_time_since_the_first_row(any_store: Store) -> None:
+    first = Sender(any_store)
     second = 10**9
     first.send([0, 1, 2], {"loss": [1.0, 2.0, 3.0]},
                time_ns=[1000 * second, 1001 * second, 1003 * second])  # fmt: skip
-    later = Sender(store)
+    later = Sender(any_store)
     later.send([2, 3], {"loss": [4.0, 5.0]}, time_ns=[2000 * second, 2001 * second])
-    assert curve(store, "ocean", "loss").x.tolist() == [0, 1, 2, 3]
-    assert curve(store, "ocean", "loss", by="wall").x.tolist() == [1000, 1001, 2000, 2001]
-    assert curve(store, "ocean", "loss", by="relative").x.tolist() == [0, 1, 1000, 1001]
-    assert curve(store, "ocean", "loss", by="relative", start=3).x.tolist() == [1001]
-    assert curve(store, "ocean", "phi", by="relative").x.tolist() == []
+    assert curve(any_store, "ocean", "loss").x.tolist() == [0, 1, 2, 3]
+    assert curve(any_store, "ocean", "loss", by="wall").x.tolist() == [1000, 1001, 2000, 2001]
+    assert curve(any_store, "ocean", "loss", by="relative").x.tolist() == [0, 1, 1000, 1001]
+    assert curve(any_store, "ocean", "loss", by="relative", start=3).x.tolist() == [1001]
+    assert curve(any_store, "ocean", "phi", by="relative").x.tolist() == []
 
 
 def test_sessions_are_compared_each_on_its_own_timeline(store: Store) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import threading
 from datetime import UTC, datetime, timedelta
+from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
@@ -17,9 +18,11 @@ from qigstore.repository import Store, WriterState
 pytest_plugins = ["ways"]
 
 
-def opened(store: Store, session_id: int, attempt_id: UUID | None = None) -> AttemptInfo:
+def opened(
+    store: Store, session_id: int, attempt_id: UUID | None = None, **more: Any
+) -> AttemptInfo:
     return store.sessions.open_attempt(
-        session_id, attempt_id or uuid4(), host="here", pid=7, config={"lr": 0.1}
+        session_id, attempt_id or uuid4(), host="here", pid=7, config={"lr": 0.1}, **more
     )
 
 
@@ -103,23 +106,42 @@ def test_any_printable_name_is_kept_as_it_is(any_store: Store) -> None:
     assert [session.name for session in any_store.sessions.list(2, 1)] == names[::-1][1:3]
 
 
-def test_a_running_attempt_without_a_heartbeat_is_shown_as_lost(any_store: Store) -> None:
+@pytest.mark.parametrize("limit_s", [30.0, 0.5, 3600.0])
+def test_a_running_attempt_silent_for_longer_than_its_own_limit_is_shown_as_lost(
+    any_store: Store, limit_s: float
+) -> None:
+    """By every reader: the limit is the attempt's, whatever the reader's settings."""
     session = any_store.sessions.open("a", {})
-    attempt = opened(any_store, session.id)
+    more = {} if limit_s == 30.0 else {"heartbeat_limit_s": limit_s}
+    attempt = opened(any_store, session.id, **more)
+    assert attempt.heartbeat_limit_s == limit_s
     sessions = any_store.sessions
 
-    def shown(limit_s: float = 30.0) -> set[str | None]:
-        listed = sessions.list(heartbeat_limit_s=limit_s)[0].status
-        one = sessions.get("a", heartbeat_limit_s=limit_s).status
-        (mine,) = sessions.attempts(session.id, heartbeat_limit_s=limit_s)
-        return {listed, one, mine.status}
+    def shown() -> set[str | None]:
+        (mine,) = sessions.attempts(session.id)
+        alone = sessions.attempt(attempt.id)
+        assert alone is not None
+        with any_store.database.raw() as connection:
+            view = connection.execute("SELECT status FROM qigstore.session_stats").fetchone()
+        assert view is not None
+        listed, one = sessions.list()[0].status, sessions.get("a").status
+        return {listed, one, sessions.by_id(session.id).status, mine.status, alone.status, *view}
 
+    age(any_store, attempt.id, limit_s / 2)
     assert shown() == {"running"}
-    age(any_store, attempt.id, 31)
+    age(any_store, attempt.id, limit_s + 1)
     assert shown() == {"lost"}
-    assert shown(60) == {"running"}
     assert sessions.heartbeat(attempt.id)
+    age(any_store, attempt.id, limit_s / 2)
     assert shown() == {"running"}
+
+
+@pytest.mark.parametrize("limit_s", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_heartbeat_limit_that_is_none_is_refused(any_store: Store, limit_s: float) -> None:
+    session = any_store.sessions.open("a", {})
+    with pytest.raises(InvalidInput, match="heartbeat_limit_s"):
+        opened(any_store, session.id, heartbeat_limit_s=limit_s)
+    assert any_store.sessions.attempts(session.id) == []
 
 
 def test_an_attempt_ends_once_but_a_lost_one_may_still_say_how(any_store: Store) -> None:

@@ -60,8 +60,11 @@ def test_the_next_attempt_is_not_stopped_by_a_request_for_the_last(
 
 
 def test_what_does_not_run_cannot_be_asked(any_store: Store, attempt: AttemptInfo) -> None:
+    silent = "UPDATE qigstore.attempt SET heartbeat_at = now() - interval '31 s'"
+    with any_store.database.raw() as connection:
+        connection.execute(silent)
     with pytest.raises(NotRunning, match="lost"):
-        any_store.stops.request(attempt.session_id, heartbeat_limit_s=0.0)
+        any_store.stops.request(attempt.session_id)
     any_store.sessions.close_attempt(attempt.id, "failed", reason="out of memory")
     with pytest.raises(NotRunning, match=r"failed \(out of memory\)") as refused:
         any_store.stops.request(attempt.session_id)

@@ -18,6 +18,7 @@ from qigstore.database import migrate, schema, views
 from qigstore.database.engine import Database
 from qigstore.records import Candidate, Checkpoint, Decision, Event
 from qigstore.repository import Store
+from qigstore.repository.curve_buckets import BUCKET_ROWS
 
 pytest_plugins = ["ways"]
 
@@ -122,6 +123,41 @@ def test_custom_metrics_are_shown_by_name_and_only_where_measured(any_store: Sto
     assert found[1] == key | {"step": 1, "name": "a"}
     assert found[2] == key | {"step": 2, "name": "b", "value": 2.0}
     assert len(found) == 3
+
+
+@pytest.mark.parametrize("places", [(1,), (3, 16), (16, 17), (2, 30), (17,), ()])
+def test_custom_metrics_in_columns_and_past_them_are_one_array_by_position(
+    store: Store, places: tuple[int, ...]
+) -> None:
+    sender = Sender(store)
+    sender.send([0], {f"m{place}": [float(place)] for place in range(1, 31)})
+    sender.send([1], {f"m{place}": [float(place)] for place in places})
+    expected = [float(p) if p in places else None for p in range(1, max(places, default=0) + 1)]
+    for view in ("all_telemetry", "canonical_telemetry", "latest_telemetry"):
+        (row,) = seen(store, f"SELECT custom FROM qigstore.{view} WHERE step = 1")
+        assert row["custom"] == (expected or None)
+    by_name = "SELECT name, value FROM qigstore.telemetry_metric WHERE step = 1"
+    found = {row["name"]: row["value"] for row in seen(store, by_name)}
+    assert found == {f"m{place}": float(place) for place in places}
+    assert store.telemetry.rows(sender.id)[1].metrics == found
+    assert store.telemetry.canonical(sender.id)[1].metrics == found
+
+
+def test_every_row_of_every_attempt_and_rank_keeps_its_number_in_the_writer_s_order(
+    any_store: Store,
+) -> None:
+    first = Sender(any_store)
+    first.send([10, 11, 13, 12])
+    first.acked += 3  # lost to damage
+    any_store.telemetry.append(first.batch(first=5, last=7))
+    first.send([14, 11])
+    Sender(any_store, rank=1, of=first.attempt).send([0])
+    resumed(any_store, "ocean", 11).send([12])
+    found = seen(any_store, "SELECT * FROM qigstore.all_telemetry ORDER BY attempt, rank, seq")
+    key = [(row["attempt"], row["rank"], row["step"], row["seq"]) for row in found]
+    expected = [(1, 0, s, q) for s, q in ((10, 1), (13, 3), (12, 4), (14, 8), (11, 9))]
+    assert key == [*expected, (1, 1, 0, 1), (2, 0, 12, 1)]
+    assert sorted((r.step, r.seq) for r in first.read()) == sorted(row[2:] for row in expected)
 
 
 def test_the_latest_row_is_the_newest_attempt_s_and_names_its_regime(any_store: Store) -> None:
@@ -316,22 +352,24 @@ def test_the_migrations_make_exactly_what_the_models_say(
 
 def test_curve_buckets_are_the_stored_ones_by_name(any_store: Store) -> None:
     sender = Sender(any_store)
-    loss = [math.nan if step == 5 else float(step) for step in range(200)]
-    sender.send(range(200), {"loss": loss, "mine": [1.0] * 200})
+    width = BUCKET_ROWS
+    steps = range(4 * width - 1)
+    loss = [math.nan if step == 5 else float(step) for step in steps]
+    sender.send(steps, {"loss": loss, "mine": [1.0] * len(steps)})
     found = seen(
         any_store,
-        "SELECT * FROM qigstore.curve_buckets WHERE session = 'ocean' AND width = 64 "
-        "ORDER BY metric, start",
+        "SELECT * FROM qigstore.curve_buckets "
+        f"WHERE session = 'ocean' AND width = {width} ORDER BY metric, start",
     )
-    key = {"session": "ocean", "attempt": 1, "rank": 0, "width": 64}
+    key = {"session": "ocean", "attempt": 1, "rank": 0, "width": width}
     assert [(row["metric"], row["start"]) for row in found] == [
-        (name, start) for name in ("loss", "mine") for start in (0, 64, 128)
+        (name, start) for name in ("loss", "mine") for start in (0, width, 2 * width)
     ]
-    counts = {"finite": 63, "nans": 1, "infs": 0}
-    mean = (sum(range(64)) - 5) / 63
-    values = {"metric": "loss", "start": 0, "low": 0.0, "high": 63.0, "mean": pytest.approx(mean)}
-    assert found[0] == key | values | counts
-    assert (found[3]["finite"], found[3]["nans"], found[3]["mean"]) == (64, 0, 1.0)
+    counts = {"finite": width - 1, "nans": 1, "infs": 0}
+    mean = (sum(range(width)) - 5) / (width - 1)
+    values = {"metric": "loss", "start": 0, "low": 0.0, "high": width - 1.0}
+    assert found[0] == key | values | counts | {"mean": pytest.approx(mean)}
+    assert (found[3]["finite"], found[3]["nans"], found[3]["mean"]) == (width, 0, 1.0)
 
 
 def test_event_history_is_each_event_by_the_name_of_its_session(any_store: Store) -> None:

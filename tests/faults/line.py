@@ -61,6 +61,6 @@ class Line:
 
 def arrivals(dsn: str, session_id: int) -> list[tuple[int, int, float]]:
     """Sequence, step and loss of every stored row of a session, by sequence."""
-    query = "SELECT seq, step, loss FROM qigstore.telemetry WHERE session_id = %s ORDER BY seq"
+    query = "SELECT seq, step, loss FROM qigstore.all_telemetry WHERE session_id = %s ORDER BY seq"
     with psycopg.connect(dsn) as connection:
         return list(connection.execute(query, (session_id,)))

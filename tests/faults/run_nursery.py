@@ -43,7 +43,7 @@ def record_until_shut_out(order: dict[str, Any]) -> None:
 def main() -> None:
     warnings.simplefilter("ignore", DeprecationWarning)  # 3.12: a fork beside threads
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no zombies: whoever ordered it watches it
-    from qigstore import recovery, rooms  # noqa: F401 (a child should not have to load them)
+    from qigstore import opening, recovery  # noqa: F401 (a child should not have to load them)
 
     print("ready", flush=True)
     for line in sys.stdin:

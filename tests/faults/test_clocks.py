@@ -24,7 +24,7 @@ STRANGE_NS = (0, 1, (1 << 31) * 10**9, (1 << 32) * 10**9, 4_102_444_800 * 10**9)
 
 ORDERED = """
 SELECT seq, step, (extract(epoch FROM recorded_at) * 1000000)::bigint
-FROM qigstore.telemetry WHERE session_id = %s ORDER BY seq
+FROM qigstore.all_telemetry WHERE session_id = %s ORDER BY seq
 """
 
 

@@ -39,7 +39,9 @@ def outage(rows: int, rate: int, bytes_max: int, folder: Path, dsn: str) -> None
     assert told["stored_meanwhile"] == 0
     assert told["stored"] == told["kept"]
     with psycopg.connect(dsn) as connection:
-        counted = connection.execute("SELECT count(*), max(seq) FROM qigstore.telemetry").fetchone()
+        counted = connection.execute(
+            "SELECT count(*), max(seq) FROM qigstore.all_telemetry"
+        ).fetchone()
     assert counted == (told["kept"] + 20_000, told["kept"] + 20_000)
 
 

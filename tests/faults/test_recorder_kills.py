@@ -6,21 +6,16 @@ batch is on its way to PostgreSQL, and while another process drains what a dead 
 
 from __future__ import annotations
 
-import json
 import random
-import subprocess
-import sys
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic
-from typing import Any
 from uuid import UUID, uuid4
 
 import psycopg
 import pytest
 from figures import figure
+from processes import nursery
 
 from qigstore.recording.drain import drain_leftovers
 from qigstore.repository import Store
@@ -32,33 +27,10 @@ ROUND = 50
 ARRIVED = """
 SELECT a.id, count(*), count(DISTINCT t.seq), min(t.seq), max(t.seq),
        bool_and(t.step = 3 * t.seq AND t.loss = t.seq * 0.5 AND (t.phi IS NULL) = (t.seq % 5 <> 0))
-FROM qigstore.telemetry t
+FROM qigstore.all_telemetry t
 JOIN qigstore.attempt a ON a.session_id = t.session_id AND a.number = t.attempt
 GROUP BY a.id
 """
-
-
-@contextmanager
-def nursery() -> Iterator[Any]:
-    """A function that gives one order and waits for the answer."""
-    with subprocess.Popen(
-        [sys.executable, str(NURSERY)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        stdin, stdout = process.stdin, process.stdout
-        assert stdout.readline() == "ready\n"
-
-        def order(**what: Any) -> int:
-            stdin.write(json.dumps(what) + "\n")
-            stdin.flush()
-            return int(stdout.readline())
-
-        try:
-            yield order
-        finally:
-            stdin.close()
-            process.wait(60)
 
 
 def arrived(dsn: str) -> dict[UUID, int]:
@@ -76,7 +48,7 @@ def kill(kills: int, root: Path, dsn: str, store: Store, rng: random.Random) -> 
     returned: dict[UUID, int] = {}
     kinds: Counter[str] = Counter()
     began = monotonic()
-    with nursery() as order:
+    with nursery(NURSERY) as order:
         while sum(kinds.values()) < kills:
             for _ in range(min(ROUND, kills - sum(kinds.values()))):
                 mode = rng.choices(["record", "ship", "drain"], [6, 2, 1])[0]

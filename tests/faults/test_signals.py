@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from pathlib import Path
 
 import pytest
 from signal_children import child, finish, run_until_signal, wait_for
@@ -334,3 +335,77 @@ def test_install_and_restore_leave_the_process_as_it_was() -> None:
         watch.restore()
     assert [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)] == handlers
     assert len(os.listdir("/proc/self/fd")) == descriptors  # noqa: PTH208
+
+
+SERVED = """
+import uvicorn, qigstore
+async def app(scope, receive, send):
+    while scope["type"] == "lifespan":
+        message = await receive()
+        if message["type"] == "lifespan.startup":
+            await send({"type": "lifespan.startup.complete"})
+            say("ready")
+        else:
+            await send({"type": "lifespan.shutdown.complete"})
+            return
+with qigstore.session("s", mode="offline", home=sys.argv[1], quiet=True) as run:
+    run.record(0, loss=1.0)
+    run.checkpoint({"step": 1}, step=0, every=1000)
+    try:
+        uvicorn.run(app, port=0, log_level="error")
+    finally:
+        say("served", run.should_stop)
+        for step in run.steps(1, 10):
+            say("trained")
+        say("saved", run._saved_step)
+"""
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_uvicorn_inside_a_run_ends_first_and_its_signal_is_no_second_one(
+    tmp_path: Path, signum: int
+) -> None:
+    """uvicorn puts its handler over ours and, once it has shut down, raises the signal again."""
+    with child(SERVED, str(tmp_path)) as process:
+        wait_for(process, "ready")
+        process.send_signal(signum)
+        status, out, err = finish(process)
+    assert (status, out) == (-signum, "served True\nsaved 0\n"), err
+
+
+SERVING = """
+import asyncio, uvicorn, qigstore
+async def train():
+    try:
+        with qigstore.session("s", mode="offline", home=sys.argv[1], quiet=True) as run:
+            for step in run.steps(0, 10**9):
+                run.record(step, loss=1.0)
+                run.checkpoint({"step": step}, step=step, every=10**9)
+                if step == 3:
+                    say("ready")
+                await asyncio.sleep(0.001)
+            say("saved", run._saved_step == step)
+    except qigstore.EmergencyStop as stop:
+        say(stop.reason)
+async def app(scope, receive, send):
+    while scope["type"] == "lifespan":
+        message = await receive()
+        if message["type"] == "lifespan.startup":
+            app.training = asyncio.create_task(train())
+            await send({"type": "lifespan.startup.complete"})
+        else:
+            await app.training
+            await send({"type": "lifespan.shutdown.complete"})
+            say("shut down")
+            return
+uvicorn.run(app, port=0, log_level="error")
+"""
+
+
+def test_a_run_inside_uvicorn_saves_first_and_passes_the_signal_on(tmp_path: Path) -> None:
+    with child(SERVING, str(tmp_path)) as process:
+        wait_for(process, "ready")
+        process.terminate()
+        status, out, err = finish(process)
+    told = "saved True\nSIGTERM received\nshut down\n"
+    assert (status, out) == (-signal.SIGTERM, told), err

@@ -31,6 +31,9 @@ class Bytes:
     def read(self, number: int, start: int, stop: int) -> bytes:
         return self.segments[number - 1][1][start:stop]
 
+    def mine(self, number: int) -> bool:
+        return False
+
 
 def make(root: Path, rows: int) -> tuple[UUID, bytes, dict[int, Row], dict[int, tuple[int, int]]]:
     """A segment with three layouts: its bytes, its rows, and where each row lies."""

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 from figures import figure
-from processes import kill, state_of, wait_until
+from processes import kill, nursery, state_of, wait_until
 from run_nursery import counters
 
 import qigstore
@@ -27,32 +22,9 @@ ROWS_AFTER = 200
 """How many rows the stale process still records once it knows that it is stale."""
 
 ROWS = """
-SELECT t.attempt, count(*), count(DISTINCT t.seq) FROM qigstore.telemetry t
-JOIN qigstore.session s ON s.id = t.session_id WHERE s.name = %s GROUP BY 1
+SELECT t.attempt, count(*), count(DISTINCT t.seq) FROM qigstore.all_telemetry t
+WHERE t.session = %s GROUP BY 1
 """
-
-
-@contextmanager
-def nursery() -> Iterator[Any]:
-    """A function that has a child raised and gives its process id."""
-    with subprocess.Popen(
-        [sys.executable, str(NURSERY)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        stdin, stdout = process.stdin, process.stdout
-        assert stdout.readline() == "ready\n"
-
-        def order(**what: Any) -> int:
-            stdin.write(json.dumps(what) + "\n")
-            stdin.flush()
-            return int(stdout.readline())
-
-        try:
-            yield order
-        finally:
-            stdin.close()
-            process.wait(60)
 
 
 def rows_of(connection: psycopg.Connection[Any], name: str) -> dict[int, int]:
@@ -89,7 +61,7 @@ def take_over(name: str, dsn: str, pid: int, told: memoryview) -> tuple[int, int
 
 def rounds(count: int, folder: Path, dsn: str, rng: random.Random) -> None:
     began, kept, stale = time.monotonic(), 0, 0
-    with nursery() as order:
+    with nursery(NURSERY) as order, psycopg.connect(dsn, autocommit=True) as connection:
         for number in range(count):
             name, place = f"round {number}", folder / f"{number}"
             place.write_bytes(bytes(4096))
@@ -97,6 +69,8 @@ def rounds(count: int, folder: Path, dsn: str, rng: random.Random) -> None:
             pid = order(session=name, dsn=dsn, counters=str(place), rows_after=ROWS_AFTER)
             try:
                 wait_until(lambda told=told: told[0], "the first row is recorded")
+                if number % 2:  # the other half may be stopped before anything is stored
+                    wait_until(lambda name=name: rows_of(connection, name), "a row is stored")
                 time.sleep(rng.uniform(0, 0.3))
                 before, after = take_over(name, dsn, pid, told)
             finally:

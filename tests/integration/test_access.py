@@ -14,7 +14,7 @@ from roles import as_role
 import qigstore
 from qigstore.database import access, migrate, schema, views
 from qigstore.database.engine import Database
-from qigstore.errors import ConfigurationError, EmergencyStop, StoreError
+from qigstore.errors import ConfigurationError, EmergencyStop, StoreDenied, StoreError
 from qigstore.repository import Store
 
 
@@ -142,7 +142,7 @@ def test_the_commands_say_what_they_did(dsn: str, role: str, home: Path) -> None
 
 def test_what_the_server_refuses_is_one_error(dsn: str, store: Store, role: str) -> None:
     mine = Database(as_role(dsn, store.database, role, "writer"))
-    with pytest.raises(StoreError, match="nothing was changed"):
+    with pytest.raises(StoreDenied, match="CREATEROLE"):
         access.grant(mine, "another", "reader", create=True)
     mine.dispose()
     with pytest.raises(ConfigurationError, match="reader or writer"):
@@ -160,3 +160,12 @@ def test_an_index_of_basins_is_no_difference(dsn: str, store: Store, home: Path)
     assert "has an index" in run(env, "db", "index-basins").stdout
     assert migrate.check(store.database) == []
     assert data(env, "db", "index-basins", "--drop") == {"index": None}
+
+
+def test_a_writer_may_not_index_the_basins(dsn: str, store: Store, role: str) -> None:
+    mine = Database(as_role(dsn, store.database, role, "writer"))
+    try:
+        with pytest.raises(StoreError, match=r"denied|denies|must be owner|not available"):
+            Store(mine).basins.make_index()
+    finally:
+        mine.dispose()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -258,14 +259,53 @@ def test_two_managers_at_once_neither_lose_nor_mix(
         thread.join()
     assert problems == []
     final = manager_of(tmp_path, store.checkpoints, session, retention=rule)
-    final.prune()
+
+    def settled() -> bool:
+        """A slow database is told later than `close` waits, and pruning may be under way."""
+        final.prune()
+        return not any(mine.progress()["rows_pending"] for mine in managers) and [
+            item.step for item in final.store.scan("ocean")
+        ] == [17, 18, 19]
+
+    wait_until(settled, "the newest three, which are the best three", limit_s=120)
     found = final.store.scan("ocean", session_id=session.id)
-    assert [item.step for item in found] == [17, 18, 19]
     for item in found:
         assert final.load(item.id)["step"] == item.step
     assert len(store.checkpoints.list(session.id)) == 20
     committed = store.checkpoints.list(session.id, status="committed")
     assert {row.id for row in committed} == {item.id for item in found}
+
+
+class Late:
+    """Rows that are inserted only after something else has happened to the folder."""
+
+    def __init__(self, rows: Any, before: Callable[[Checkpoint], object]) -> None:
+        self.rows, self.before = rows, before
+
+    def add(self, checkpoint: Checkpoint) -> bool:
+        self.before(checkpoint)
+        found: bool = self.rows.add(checkpoint)
+        return found
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.rows, name)
+
+
+@pytest.mark.parametrize("way", ["save", "reconcile"])
+def test_a_checkpoint_that_another_process_removes_before_it_has_its_row_is_deleted_there_too(
+    tmp_path: Path, store: Store, session: SessionInfo, attempt: AttemptInfo, way: str
+) -> None:
+    other = manager_of(tmp_path, store.checkpoints, session)
+    late = Late(store.checkpoints, lambda checkpoint: other.remove(checkpoint.id, "no role"))
+    mine = manager_of(tmp_path, None if way == "reconcile" else late, session)
+    key = mine.save(state(1), step=1, phi=0.5, wait=True)
+    mine.close()
+    if way == "reconcile":
+        manager_of(tmp_path, late, session).reconcile()
+    assert mine.known() == {}
+    row = store.checkpoints.get(key)
+    assert row.status == "deleted"
+    assert row.status_reason == "removed before it had its row"
 
 
 # ---------------------------------------------------------------- the older names

@@ -17,9 +17,11 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import psycopg
 import pytest
 from commands import data, environment, process, run
 from places import new_database, short_folder
+from processes import wait_until
 
 import qigstore
 from qigstore.cli import EXIT_CODES, exit_code
@@ -280,11 +282,20 @@ def test_ctrl_c_is_status_130(world: dict[str, str]) -> None:
         env=world, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         text=True,
     )  # fmt: skip
-    time.sleep(3.0)
+    asked = "SELECT FROM pg_stat_activity WHERE state = 'active' AND query LIKE 'select pg_sleep%'"
+    with psycopg.connect(world["QIGSTORE_DSN"], autocommit=True) as watching:
+        wait_until(lambda: watching.execute(asked).rowcount, "the query runs", 120)
     waiting.send_signal(signal.SIGINT)
     _, errors = waiting.communicate(timeout=60)
     assert waiting.returncode == 130, errors
     assert "Traceback" not in errors
+
+
+def test_ctrl_c_while_modules_load_is_status_130(world: dict[str, str], tmp_path: Path) -> None:
+    """Out of text that a module executes: CPython then ends `python -m` by the signal itself."""
+    (tmp_path / "typer.py").write_text("exec('raise KeyboardInterrupt')")
+    done = process({**world, "PYTHONPATH": str(tmp_path)}, "version")
+    assert (done.returncode, done.stderr) == (130, "qigstore: interrupted\n")
 
 
 def test_help_lists_every_exit_status(tmp_path: Path) -> None:

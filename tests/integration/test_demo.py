@@ -120,7 +120,7 @@ def test_the_report_says_what_the_tables_say(played: Any, connection: Any) -> No
     _, report, _ = played
     found = connection.execute(
         "SELECT a.number, a.status, a.exit_status, a.resumed_step, (SELECT count(*) "
-        "FROM qigstore.telemetry t WHERE t.session_id = s.id AND t.attempt = a.number) "
+        "FROM qigstore.all_telemetry t WHERE t.session_id = s.id AND t.attempt = a.number) "
         "FROM qigstore.attempt a JOIN qigstore.session s ON s.id = a.session_id "
         "WHERE s.name = %s ORDER BY a.number",
         (report["session"],),
@@ -156,9 +156,10 @@ def test_each_step_has_its_metrics_its_regime_and_its_basin(played: Any, connect
     _, report, _ = played
     rows = connection.execute(
         "SELECT t.phi, t.phi_nats, t.regime, t.loss, t.accuracy, t.grad_norm, t.learning_rate, "
-        "t.basin_distance, b.root FROM qigstore.telemetry t JOIN qigstore.session s "
-        "ON s.id = t.session_id LEFT JOIN qigstore.basin b USING (session_id, attempt, rank, step) "
-        "WHERE s.name = %s AND t.attempt = 3",
+        "t.basin_distance, b.root FROM qigstore.all_telemetry t JOIN qigstore.attempt a "
+        "ON a.session_id = t.session_id AND a.number = t.attempt JOIN qigstore.writer w "
+        "ON w.attempt_id = a.id AND w.rank = t.rank LEFT JOIN qigstore.basin b "
+        "ON b.writer = w.number AND b.step = t.step WHERE t.session = %s AND t.attempt = 3",
         (report["session"],),
     ).fetchall()
     assert rows
@@ -220,12 +221,13 @@ def test_a_missing_row_is_noticed_and_fails_the_demo(dsn: str) -> None:
         find = (
             "SELECT 1 FROM qigstore.attempt a JOIN qigstore.session s ON s.id = a.session_id "
             "WHERE a.number = 1 AND s.name !~ 'undisturbed' AND (SELECT count(*) FROM "
-            "qigstore.telemetry t WHERE t.session_id = s.id) > 100"
+            "qigstore.all_telemetry t WHERE t.session_id = s.id) > 100"
         )
         wait_until(lambda: thief.execute(find).fetchone())
         gone = thief.execute(
-            "DELETE FROM qigstore.telemetry t USING qigstore.session s WHERE s.id = t.session_id "
-            "AND s.name !~ 'undisturbed' AND t.attempt = 1 AND t.step = 50"
+            "DELETE FROM qigstore.telemetry t USING qigstore.session s, qigstore.attempt a, "
+            "qigstore.writer w WHERE s.name !~ 'undisturbed' AND a.session_id = s.id "
+            "AND a.number = 1 AND w.attempt_id = a.id AND w.number = t.writer AND t.step = 50"
         ).rowcount
         assert gone == 1
         out, errors = demo.communicate(timeout=280)

@@ -6,19 +6,20 @@ import os
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 import sqlalchemy
-from processes import servers_in
+from processes import servers_in, wait_until
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from sqlalchemy import text
 
 from qigstore.database.embedded import EmbeddedServer, free_port
 from qigstore.database.engine import Database, open_database, parse_dsn, require_version
-from qigstore.errors import ConfigurationError, SchemaOutdated, StoreUnavailable
+from qigstore.errors import ConfigurationError, SchemaOutdated, StoreDenied, StoreUnavailable
 from qigstore.settings import load_settings
 
 SECRET = "s3cr3t-p@ss/word"
@@ -223,6 +224,49 @@ def test_a_lost_connection_is_told_and_the_next_block_has_a_new_one(
     database.dispose()
 
 
+def _leave_amid_a_copy(way: Callable[[], AbstractContextManager[Any]]) -> None:
+    with way() as driver:
+        driver.pgconn.exec_(b"COPY kept FROM STDIN")  # nobody ends it
+        raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("way", ["raw", "reading"])
+def test_a_block_left_amid_a_copy_gives_its_connection_up_without_a_word(
+    empty_dsn: str, way: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    database = Database(empty_dsn)
+    with database.begin() as connection:
+        connection.execute(text("CREATE TABLE kept (number int)"))
+    with pytest.raises(ZeroDivisionError):
+        _leave_amid_a_copy(getattr(database, way))
+    assert [record.getMessage() for record in caplog.records] == []
+    database.ping()
+    database.dispose()
+
+
+def test_a_role_without_a_right_is_one_error_that_says_so(dsn: str, server_dsn: str) -> None:
+    role = str(conninfo_to_dict(dsn)["dbname"]).replace("test", "role")
+    with psycopg.connect(server_dsn, autocommit=True) as admin:
+        admin.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'of-a-test'")
+        theirs = make_conninfo(dsn, user=role, password="of-a-test")
+        database = Database(theirs)
+        try:
+            for way in (database.begin, database.raw, database.reading):
+                with pytest.raises(StoreDenied, match=r"permission denied.*role that owns"):
+                    _read_sessions(way)
+            with pytest.raises(StoreDenied, match="permission denied for schema qigstore"):
+                open_database(load_settings(dsn=theirs))
+        finally:
+            database.dispose()
+            admin.execute(f"DROP ROLE {role}")
+
+
+def _read_sessions(way: Callable[[], AbstractContextManager[Any]]) -> None:
+    with way() as connection:
+        speak = getattr(connection, "exec_driver_sql", None) or connection.execute
+        speak("SELECT count(*) FROM qigstore.session")
+
+
 def test_a_server_turned_read_only_is_unavailable(empty_dsn: str) -> None:
     database = Database(make_conninfo(empty_dsn, options="-c default_transaction_read_only=on"))
     with pytest.raises(StoreUnavailable, match="read-only"), database.begin() as connection:
@@ -318,3 +362,20 @@ def test_an_embedded_database_of_a_newer_version_is_refused_and_left_alone(home:
     with pytest.raises(SchemaOutdated, match="9999"):
         open_database(load_settings())
     assert not servers_in(home)
+
+
+@pytest.mark.parametrize("way", ["begin", "raw", "snapshot"])
+def test_a_transaction_that_was_silent_too_long_is_a_lost_connection(dsn: str, way: str) -> None:
+    """A process that stood still amid one: the server has ended it, and that is no other error."""
+    database = Database(dsn, statement_timeout_s=0.6)
+    try:
+        with pytest.raises(StoreUnavailable), getattr(database, way)() as connection:
+            ask = connection.execute if way == "raw" else connection.exec_driver_sql
+            pid = ask("SELECT pg_backend_pid()").fetchone()[0]
+            with psycopg.connect(dsn, autocommit=True) as other:
+                here = "SELECT FROM pg_stat_activity WHERE pid = %s"
+                wait_until(lambda: other.execute(here, (pid,)).fetchone() is None, "it is ended")
+            ask("SELECT 1")
+        database.ping()
+    finally:
+        database.dispose()

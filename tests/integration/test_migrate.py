@@ -71,13 +71,14 @@ def test_rows_of_the_first_revision_are_kept_and_their_writer_goes_on(empty_dsn:
             FROM qigstore.session s, generate_series(0, %s) i""",
             (count - 1,),
         )
-        before = connection.execute("SELECT * FROM qigstore.canonical_telemetry").fetchall()
+        rows = "SELECT * FROM qigstore.canonical_telemetry ORDER BY step"
+        before = connection.execute(rows).fetchall()
     migrate.upgrade(database)
     assert migrate.check(database) == []
     store = Store(database)
     session = store.sessions.get("ocean").id
     with psycopg.connect(empty_dsn) as connection:
-        assert connection.execute("SELECT * FROM qigstore.canonical_telemetry").fetchall() == before
+        assert connection.execute(rows).fetchall() == before
     seq = np.arange(count + 1, 2 * count + 1)
     regime, values = np.full(count, -1, np.int16), np.ones((count, 1))
     more = RowGroup(("phi",), seq, seq - 1, seq, values, regime)
@@ -86,6 +87,37 @@ def test_rows_of_the_first_revision_are_kept_and_their_writer_goes_on(empty_dsn:
     curve = store.curves.read(session, "phi", attempt=1, points=50)
     assert curve.finite.sum() == 2 * count
     assert curve.high.max() == (count - 1) / 7
+    database.dispose()
+
+
+def test_checkpoints_of_an_earlier_revision_are_as_healthy_as_before(empty_dsn: str) -> None:
+    database = Database(empty_dsn)
+    migrate.upgrade(database, "0003")
+    with psycopg.connect(empty_dsn) as connection:
+        connection.execute("INSERT INTO qigstore.session (name) VALUES ('ocean')")
+        connection.execute(
+            """
+            INSERT INTO qigstore.checkpoint
+                (id, session_id, attempt, step, phi, weights_finite, path, bytes, digest)
+            SELECT gen_random_uuid(), s.id, 1, i * 10, i / 7.0, true, '/p', 1, 'x'
+            FROM qigstore.session s, generate_series(0, 9) i"""
+        )
+        connection.execute(
+            """
+            INSERT INTO qigstore.event (id, session_id, attempt, step, rule, severity, message)
+            SELECT gen_random_uuid(), s.id, 1, 75, 'loss', 'critical', 'm'
+            FROM qigstore.session s"""
+        )
+    migrate.upgrade(database)
+    assert migrate.check(database) == []
+    store = Store(database)
+    session = store.sessions.get("ocean").id
+    for settle, healthy in (
+        (4, [90, 80, 70, 60, 50, 40, 30, 20, 10, 0]),
+        (50, [90, 80, 20, 10, 0]),
+    ):
+        found = store.checkpoints.candidates(session, settle_steps=settle)
+        assert [item.checkpoint.step for item in found if item.healthy] == healthy
     database.dispose()
 
 

@@ -11,12 +11,15 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import numpy as np
 import pytest
 from rest import PROBLEM, Rest
 
 from qigstore import query
-from qigstore.checkpoints import CheckpointStore, transfer
+from qigstore.checkpoints import CheckpointStore, open_store, transfer
+from qigstore.checkpoints.info import SaveInfo
 from qigstore.encoding import as_json
+from qigstore.records import location
 
 
 def strict(answer: Any) -> Any:
@@ -217,7 +220,6 @@ def test_a_download_is_a_checkpoint_that_restores(rest: Rest, tmp_path: Path) ->
 def test_a_large_checkpoint_has_the_length_it_says(rest: Rest, tmp_path: Path) -> None:
     """Sizes around a block of the tar, and around the pieces it is sent in."""
     from qigstore.checkpoints.archive import archive
-    from qigstore.checkpoints.info import SaveInfo
 
     folders = CheckpointStore(tmp_path)
     for size in (0, 1, 500, 512, 513, (1 << 20) - 1, 1 << 20, 3 << 20):
@@ -251,6 +253,23 @@ def test_damage_is_told_and_nothing_of_it_is_sent(rest: Rest) -> None:
     refused = strict(rest.get("/v1/sessions/ocean-7/recover"))
     assert refused["chosen"]["step"] == 5
     assert (filled.folders[1]).is_dir(), "a dry run moves nothing"
+
+
+def test_checkpoints_in_an_object_store_are_verified_and_not_sent(
+    rest: Rest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled = rest.fill()
+    url = location(f"file://{tmp_path}/far")
+    monkeypatch.setattr(type(rest.config.settings), "checkpoint_root", url)
+    store = open_store(url)
+    told = SaveInfo(session_name="ocean-7", session_id=1, attempt=1, step=9, phi=0.7)
+    saved = store.save({"w": np.arange(5.0)}, info=told)
+    rest.store.checkpoints.add(saved)
+    path = f"/v1/sessions/ocean-7/checkpoints/{saved.id}"
+    assert strict(rest.post(f"{path}/verify"))["sound"] is True
+    problem(rest.get(f"{path}/download"), 409, "checkpoint-elsewhere")
+    gone = f"/v1/sessions/ocean-7/checkpoints/{filled.checkpoints[0]}/verify"
+    assert strict(rest.post(gone))["sound"] is False
 
 
 def test_nothing_outside_the_root_is_sent(rest: Rest, tmp_path: Path) -> None:

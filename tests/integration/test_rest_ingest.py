@@ -87,7 +87,7 @@ def test_a_batch_is_whole_or_not_at_all(rest: Rest) -> None:
         {"step": 4, "basin": [1.0]}, {"step": 4, "basin": [-0.5, 1.5]},
         {"step": 4, "basin": ["NaN", 1]}, {"step": 4, "basin": ["0.5", "0.5"]},
         {"step": 4, "time": "2026-05-04T10:00:00"}, {"step": 4, "time": "yesterday"},
-        {"step": 4, "rank": 1},
+        {"step": 4, "rank": 1}, {"step": 4, "time": "3735-08-27T06:14:20Z"},
     ]  # fmt: skip
     for row in bad:
         answer = rest.record(claimed, [*good, row])

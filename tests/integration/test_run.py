@@ -466,3 +466,18 @@ def test_the_database_may_go_away_and_come_back(store: Store, dsn: str, server_d
         assert health is not None
         assert (health.connected, health.lag_rows, health.dropped_rows) == (True, 0, 0)
     assert steps_of(store, "s") == {1: list(range(1000))}
+
+
+def test_the_limit_of_silence_is_the_runs_own_with_a_database_or_without(
+    store: Store, dsn: str
+) -> None:
+    def limits(name: str) -> list[float]:
+        attempts = store.sessions.attempts(store.sessions.get(name).id)
+        return [attempt.heartbeat_limit_s for attempt in attempts]
+
+    with qigstore.session("s", dsn=dsn, quiet=True, heartbeat_limit_s=77.0):
+        assert limits("s") == [77.0]
+    with qigstore.session("t", mode="offline", quiet=True, heartbeat_limit_s=5.0) as run:
+        run.record(0, loss=1.0)
+    with qigstore.session("t", dsn=dsn, quiet=True):
+        assert limits("t") == [5.0, 30.0]

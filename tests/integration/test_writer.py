@@ -327,24 +327,6 @@ def test_a_row_the_database_refuses_is_set_aside_and_the_rest_goes_on(line: Line
     assert "poison" in lines[0]["reason"]
 
 
-def test_the_heartbeat_beats_and_its_failure_is_health(line: Line) -> None:
-    beats, broken = threading.Semaphore(0), threading.Event()
-
-    def heartbeat() -> None:
-        beats.release()
-        if broken.is_set():
-            raise StoreUnavailable("nowhere", "no pulse")
-
-    writer = line.writer(heartbeat=heartbeat, heartbeat_interval_s=0.01)
-    assert beats.acquire(timeout=10)
-    broken.set()
-    assert beats.acquire(timeout=10)
-    assert beats.acquire(timeout=10)
-    line.recorder.record(0, {"loss": 1.0})
-    writer.flush(30)
-    assert len(line.stored()) == 1
-
-
 def test_a_living_spool_is_never_raced(line: Line) -> None:
     line.recorder.record(0, {"loss": 1.0})
     (report,) = drain_leftovers(line.root, line.store)

@@ -45,7 +45,7 @@ def test_a_pin_is_made_once_and_seen_by_everybody(
     key = save(manager, 1)
     assert manager.pins.pin(key, "for the paper")
     assert not manager.pins.pin(key, "again")
-    other = Pins(CheckpointStore(tmp_path), "ocean")
+    other = Pins(CheckpointStore(tmp_path).folder_of("ocean"))
     assert other.all()[key]["note"] == "for the paper"
     assert other.unpin(key)
     assert not manager.pins.unpin(key)
@@ -158,7 +158,7 @@ def test_only_one_prunes_at_a_time(manager: CheckpointManager, tmp_path: Path) -
     for step in range(4):
         save(manager, step, step / 10)
     manager.retention = Retention(keep_newest=1, keep_best=1, settle_steps=0)
-    with Pins(CheckpointStore(tmp_path), "ocean").pruning() as mine:
+    with Pins(CheckpointStore(tmp_path).folder_of("ocean")).pruning() as mine:
         assert mine
         assert prune(manager) == ([], [])
     assert len(prune(manager)[0]) == 3

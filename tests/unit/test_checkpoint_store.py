@@ -19,7 +19,8 @@ from blake3 import blake3
 
 from qigstore.checkpoints import CheckpointStore, SaveInfo
 from qigstore.checkpoints.disk import Disk
-from qigstore.checkpoints.format import MANIFEST, PAYLOAD, canonical_json
+from qigstore.checkpoints.format import MANIFEST, PAYLOAD
+from qigstore.checkpoints.json_text import canonical_json
 from qigstore.errors import (
     CheckpointCorrupt,
     CheckpointError,
@@ -236,8 +237,8 @@ def test_any_session_name_has_a_folder_of_its_own_below_the_root(
 def test_a_newer_format_is_refused_by_name_and_left_alone(
     folders: CheckpointStore, saved: Checkpoint
 ) -> None:
-    rewrite(saved.path / MANIFEST, {"format": {"name": "qigstore-checkpoint", "version": 3}})
-    with pytest.raises(CheckpointFormatError, match="format 3; this version of qigstore reads 2"):
+    rewrite(saved.path / MANIFEST, {"format": {"name": "qigstore-checkpoint", "version": 4}})
+    with pytest.raises(CheckpointFormatError, match=r"format 4; this .* reads 2 and 3"):
         folders.load(saved.path)
     assert not isinstance(folders.survey("ocean").damaged[0][1], CheckpointCorrupt)
 
@@ -246,6 +247,8 @@ def test_a_newer_format_is_refused_by_name_and_left_alone(
     "change",
     [
         {"format": {"name": "something-else", "version": 2}},
+        {"format": {"name": "qigstore-checkpoint", "version": 3}},
+        {"format": {"name": "qigstore-checkpoint", "version": 2.0}},
         {"format": 3},
         {"step": -1},
         {"step": True},

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from qigstore.checkpoints import CheckpointStore, SaveInfo
 from qigstore.checkpoints.arrays import CODES
-from qigstore.checkpoints.format import canonical_json
+from qigstore.checkpoints.json_text import canonical_json
 from qigstore.checkpoints.tree import DEPTH_MAX, flatten, restore
 from qigstore.errors import CheckpointError
 

@@ -147,6 +147,35 @@ def test_a_wish_to_stop_is_one_event_however_often_it_is_made(sink: Sink) -> Non
     assert emergency.stop.reason == "received SIGTERM"
 
 
+def test_a_wish_in_a_hurry_is_appended_by_who_has_it_before_anything_else(sink: Sink) -> None:
+    seen: list[tuple[Event, bool, bool]] = []
+
+    def append(event: Event) -> None:
+        by_us = threading.current_thread() is threading.main_thread()
+        seen.append((event, by_us, event in sink.written))
+
+    emergency = sink.emergency(append_event=append)
+    event = emergency.request_stop("received SIGTERM", signum=15, at_once=True)
+    assert emergency.request_stop("again", signum=15, at_once=True) is event
+    emergency.close(LIMIT_S)
+    assert seen == [(event, True, False)]
+    assert (sink.written, sink.stored) == ([event], [event])
+
+
+def test_a_log_that_takes_no_hurried_event_is_said_and_the_event_goes_the_other_way(
+    sink: Sink, caplog: pytest.LogCaptureFixture
+) -> None:
+    def append(_event: Event) -> None:
+        raise OSError("disk full")
+
+    emergency = sink.emergency(append_event=append)
+    event = emergency.request_stop("received SIGTERM", signum=15, at_once=True)
+    emergency.close(LIMIT_S)
+    assert emergency.stop.requested
+    assert (sink.written, sink.stored) == ([event], [event])
+    assert "disk full" in caplog.text
+
+
 def test_a_disk_that_hangs_does_not_hold_training_up(sink: Sink) -> None:
     release = threading.Event()
     sink.disk = release.wait

@@ -360,3 +360,62 @@ except OSError as error:
     assert done.stdout == "File too large\n"
     assert len(list(log.root.glob("*.json"))) == 1
     assert list(log.root.glob(".tmp-*")) == []
+
+
+APPENDER = """
+import os, signal, sys
+from pathlib import Path
+from datetime import UTC, datetime
+from uuid import uuid4
+from qigstore.recording.event_log import EventLog
+from qigstore.records import Event
+log = EventLog(Path(sys.argv[1]))
+log.prepare()
+one = Event(id=uuid4(), session_id=1, attempt=1, rank=0, step=1, rule="SIGTERM",
+            severity="warning", message="m", raised_at=datetime.now(UTC))
+log.append("s", one)
+print(one.id, flush=True)
+sys.stdin.read()
+"""
+
+
+def test_an_event_that_was_only_appended_is_shipped_once_its_writer_is_dead(
+    log: EventLog,
+) -> None:
+    table = Table()
+    with subprocess.Popen(
+        [sys.executable, "-c", APPENDER, str(log.root)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        told = process.stdout.readline().strip()
+        assert log.ship(table.add) == 0  # it lives, and will do so itself
+        process.kill()
+        process.wait()
+        assert log.ship(table.add) == 1
+    assert [str(key) for key in table.rows] == [told]
+    assert list(log.root.glob(".tmp-*")) == []
+
+
+def test_an_appended_event_is_written_under_its_name(log: EventLog) -> None:
+    log.prepare()
+    (draft,) = log.root.glob(".tmp-*")
+    one = event()
+    log.append("s", one)
+    assert list(log.root.glob(".tmp-*")) == [draft]
+    assert log.pending() == []
+    path = log.write("s", one)
+    assert not draft.exists()
+    (logged,) = log.pending()
+    assert (logged.path, logged.event) == (path, one)
+
+
+def test_a_closed_log_leaves_no_draft(log: EventLog) -> None:
+    log.prepare()
+    log.prepare()
+    assert len(list(log.root.glob(".tmp-*"))) == 1
+    log.close()
+    log.close()
+    assert list(log.root.glob(".tmp-*")) == []
+    log.write("s", event())
+    assert len(log.pending()) == 1

@@ -131,7 +131,7 @@ def test_pieces_that_do_not_touch_stay_apart_and_each_ends_with_its_span() -> No
     places = np.zeros(1, np.int64)
     first = bucket_rows(np.arange(100), np.ones((100, 1)), places, 8)
     second = bucket_rows(np.arange(100, 120), np.full((20, 1), 2.0), places, 16)
-    pieces = [Piece(8, 0, 100, first), Piece(16, 100, 120, second)]
+    pieces = [Piece(0, 100, 8, first), Piece(100, 120, 16, second)]
     joined = join_pieces(pieces, 1000, overlap=False)
     assert joined.start.tolist()[-3:] == [96, 100, 112]
     assert joined.stop.tolist()[-3:] == [100, 112, 120]

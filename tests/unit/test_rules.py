@@ -181,7 +181,10 @@ def test_what_is_not_finite_never_enters_a_statistic() -> None:
     holes = [x for value in clean for x in (value, math.nan, math.inf, -math.inf)]
     feed(dirty, "loss", holes)
     for name in ("loss ewma", "loss drift"):
-        assert dirty.state()["rules"][name] == pure.state()["rules"][name]
+        learnt, expected = (rules.state()["rules"][name]["loss"] for rules in (dirty, pure))
+        for numbers in (learnt, expected):
+            numbers.pop("far_step", None)  # which step it was is the caller's affair
+        assert learnt == expected
 
 
 def test_an_infinite_pair_that_cancels_is_still_found() -> None:
@@ -353,11 +356,12 @@ def test_a_rule_no_longer_declared_is_left_out_of_the_state() -> None:
 @pytest.mark.parametrize(
     "damaged",
     [
-        None, {}, {"version": 2}, {"version": 1, "rules": {}}, {"version": 2, "rules": []},
-        {"version": 2, "rules": {"loss ewma": 3}},
-        {"version": 2, "rules": {"loss ewma": {"loss": {"count": 3}}}},
-        {"version": 2, "rules": {"loss ewma": {"loss": {
-            "count": 3, "good": 0, "level": 0, "mean": math.nan, "run": 0, "variance": 1.0}}}},
+        None, {}, {"version": 3}, {"version": 2, "rules": {}}, {"version": 3, "rules": []},
+        {"version": 3, "rules": {"loss ewma": 3}},
+        {"version": 3, "rules": {"loss ewma": {"loss": {"count": 3}}}},
+        {"version": 3, "rules": {"loss ewma": {"loss": {
+            "count": 3, "covariance": 0.0, "far": 0.0, "far_step": 1, "good": 0, "last": 0.0,
+            "level": 0, "mean": math.nan, "run": 0, "variance": 1.0}}}},
     ],
 )  # fmt: skip
 def test_damaged_state_is_refused_and_changes_nothing(damaged: object) -> None:

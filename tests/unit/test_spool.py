@@ -101,6 +101,24 @@ def test_a_row_that_cannot_be_packed_leaves_nothing_behind(tmp_path: Path) -> No
     assert (take.count, take.gap) == (2, 0)
 
 
+def test_what_a_living_spool_reads_back_from_its_disk_is_checked(tmp_path: Path) -> None:
+    spool = Spool.create(tmp_path, identity(), segment_bytes=8192)
+    while len(spool.spans()) < 2:
+        append(spool, spool.seq, loss=1.0)
+    first = spool.spans()[0][0]
+    assert spool.mine(first)
+    spool.sync()
+    assert not spool.mine(first)
+    assert spool.mine(spool.spans()[1][0])
+    path = spool.folder / f"{first:08d}.seg"
+    damaged = bytearray(path.read_bytes())
+    damaged[damaged.index(struct.pack("<d", 1.0))] ^= 1
+    path.write_bytes(damaged)
+    take = SpoolReader(spool, spool.identity.writer).take(1 << 20)
+    assert take is not None
+    assert (take.gap, take.last_seq) == (1, spool.seq)
+
+
 def test_a_row_is_whole_before_its_one_word_makes_it_valid(tmp_path: Path) -> None:
     spool = Spool.create(tmp_path, identity())
     append(spool, 1, loss=1.0)

@@ -27,6 +27,7 @@ class SpoolIdentity:
 
     Attributes:
         number: of the attempt, as far as the process knew (0: it did not).
+        heartbeat_limit_s: how long it may be silent before it counts as lost.
         offline: no database had been reached when it was made.
         address: the database it waits for; None: any (then `offline`), or that of its folder.
     """
@@ -40,6 +41,7 @@ class SpoolIdentity:
     pid: int
     created_at: datetime
     number: int = 0
+    heartbeat_limit_s: float = 30.0
     offline: bool = False
     address: str | None = None
 
@@ -69,6 +71,7 @@ class SpoolIdentity:
             pid=int(told["pid"]),
             created_at=datetime.fromisoformat(told["created_at"]),
             number=int(told.get("number", 0)),
+            heartbeat_limit_s=float(told.get("heartbeat_limit_s", 30.0)),
             offline=bool(told.get("offline", False)),
             address=told.get("address"),
         )

@@ -38,6 +38,10 @@ class LeftOver:
             file.seek(start)
             return file.read(max(stop - start, 0))
 
+    def mine(self, number: int) -> bool:
+        """No: another process wrote them, and died."""
+        return False
+
 
 def spool_folders(root: Path) -> list[Path]:
     """The spools below `root`, oldest first."""

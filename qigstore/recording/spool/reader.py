@@ -30,9 +30,11 @@ from qigstore.recording.spool.frame import (
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    Words = NDArray[np.uint64]
+
 __all__ = ["Rows", "Source", "SpoolReader", "Take"]
 
-_READ_BYTES = 1 << 20
+_READ_BYTES = 4 << 20
 _TAKE_BYTES = 8 << 20
 """Of the spool, at once: with thousands of metrics a row, memory is bounded by this."""
 _ROWS_A_PAUSE = 1024
@@ -40,6 +42,8 @@ _ROWS_A_PAUSE = 1024
 # Of a frame's second word: size, kind and layout; rows that differ in their regime are one run.
 _NO_REGIME_BITS = np.uint64(0xFFFFFFFF_00FFFFFF)
 _MARKER_BITS, _CRC_SHIFT = np.uint64(0xFFFFFFFF), np.uint64(32)
+_SEQ = 2
+"""Which word of a frame is its sequence number."""
 
 
 class Source(Protocol):
@@ -50,6 +54,9 @@ class Source(Protocol):
 
     def read(self, number: int, start: int, stop: int) -> bytes:
         """A copy of bytes of a segment."""
+
+    def mine(self, number: int) -> bool:
+        """Whether a segment is still the very memory that this process records into."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,14 +121,21 @@ class _Scan:
 
 
 def scan(
-    data: bytes, seed: int, *, rows_max: int, whole: bool, pause: Callable[[], None] | None = None
+    data: bytes,
+    seed: int | None,
+    *,
+    rows_max: int,
+    whole: bool,
+    pause: Callable[[], None] | None = None,
 ) -> _Scan:
     """Find the frames in `data`, which starts on a frame.
 
-    `whole`: nothing follows, so a frame that does not fit is damage; otherwise it ends the scan.
-    `pause` is called about every millisecond.
+    `seed`: of each frame's CRC; None: they are known to be whole. `whole`: nothing follows, so a
+    frame that does not fit is damage; otherwise it ends the scan. `pause` is called about every
+    millisecond.
     """
     found = _Scan()
+    checked = 0
     words = np.frombuffer(data, np.uint64, len(data) // 8)
     at, stop = 0, len(words)
     while at + 2 <= stop and found.count < rows_max:
@@ -129,7 +143,9 @@ def scan(
         size, kind = meta & 0xFFFF, meta >> 16 & 0xFF
         run = _run(data, words[at:], seed, min(rows_max - found.count, _ROWS_A_PAUSE))
         if run:
-            if pause is not None:
+            checked += 0 if seed is None else run
+            if pause is not None and checked >= _ROWS_A_PAUSE:
+                checked = 0
                 pause()
             if kind == KIND_ROW:
                 found.rows.setdefault(meta >> 32, []).append((at, run))
@@ -147,7 +163,7 @@ def scan(
     return found
 
 
-def _run(data: bytes, words: NDArray[np.uint64], seed: int, most: int) -> int:
+def _run(data: bytes, words: NDArray[np.uint64], seed: int | None, most: int) -> int:
     """How many whole frames of one size, kind and layout begin here; `words` is the rest."""
     size = int(words[1]) & 0xFFFF
     most = min(most, len(words) // size) if size > 1 else 0
@@ -158,6 +174,8 @@ def _run(data: bytes, words: NDArray[np.uint64], seed: int, most: int) -> int:
     if not alike.all():
         most = int(alike.argmin())
         heads = heads[:most]
+    if seed is None:
+        return most
     first, step = len(data) // 8 * 8 - 8 * len(words), 8 * size
     view = memoryview(data)
     crcs = [crc32(view[begin + 8 : begin + step], seed)
@@ -211,7 +229,7 @@ class SpoolReader:
 
     def take(self, rows_max: int) -> Take | None:
         """The next rows, at most about `rows_max` and a few MB; None where there are none (yet)."""
-        groups: list[Rows] = []
+        found: dict[int, tuple[Layout, list[Words]]] = {}
         count, size, first = 0, 0, self._seq + 1
         # Once: a thread that records without end hardly ever lets go of what this asks for.
         spans = self._source.spans()
@@ -219,19 +237,21 @@ class SpoolReader:
             piece = self._next_piece(spans, rows_max - count)
             if piece is None:
                 break
-            size += sum(rows.values.nbytes for rows in piece)
-            for rows in piece:
-                fresh = rows if rows.seq[0] > self._seq else rows.where(rows.seq > self._seq)
-                if len(fresh.seq):
-                    groups.append(fresh)
-                    count += len(fresh.seq)
-            self._seq = max([self._seq, *(int(rows.seq[-1]) for rows in groups)])
-        return Take(first, self._seq, tuple(groups)) if count else None
+            before = self._seq
+            for layout, table in piece:
+                fresh = table if table[0, _SEQ] > before else table[table[:, _SEQ] > before]
+                if len(fresh):
+                    found.setdefault(layout.id, (layout, []))[1].append(fresh)
+                    count, size = count + len(fresh), size + fresh.nbytes
+                    self._seq = max(self._seq, int(fresh[-1, _SEQ]))
+        # One group a layout, however many pieces: each array of it costs whoever records a wait.
+        groups = tuple(_rows(layout, tables) for layout, tables in found.values())
+        return Take(first, self._seq, groups) if count else None
 
     def _next_piece(
         self, known: Iterable[tuple[int, int, int]], rows_max: int
-    ) -> list[Rows] | None:
-        """Rows of the next piece of a segment; empty where it had none, None at the end."""
+    ) -> list[tuple[Layout, Words]] | None:
+        """Frames of the next piece of a segment; empty where it had none, None at the end."""
         spans = [span for span in known if span[0] >= self._number]
         if not spans:
             return None
@@ -248,18 +268,23 @@ class SpoolReader:
         data = self._source.read(number, start, stop)
         if not data:  # closed, or cut since
             return None
+        # Still mapped after that: the rows came from where they were recorded, and were whole when
+        # `spans` told the end. Their CRCs would be half of what reading costs the training.
+        seed = None if self._source.mine(number) else self._seed
         whole = stop == end
-        found = scan(data, self._seed, rows_max=rows_max, whole=whole, pause=self._pause)
+        found = scan(data, seed, rows_max=rows_max, whole=whole, pause=self._pause)
         self._at = start + found.end
         return list(self._decode(data, found))
 
-    def _decode(self, data: bytes, found: _Scan) -> Iterator[Rows]:
+    def _decode(self, data: bytes, found: _Scan) -> Iterator[tuple[Layout, Words]]:
         self._learn(found.layouts)
         words = np.frombuffer(data, np.uint64, len(data) // 8)
         for number, runs in found.rows.items():
             layout = self._layouts.get(number) or self._ask_all(number)
             if layout is not None:
-                yield _decode_rows(words, runs, layout)
+                width = layout.words
+                for first, count in runs:
+                    yield layout, words[first : first + count * width].reshape(count, width)
 
     def _begin(self, number: int) -> None:
         # Each segment names its layouts again, so that what is known stays bounded.
@@ -281,23 +306,17 @@ class SpoolReader:
         return self._everywhere.get(number)
 
 
-def _decode_rows(
-    words: NDArray[np.uint64], runs: Sequence[tuple[int, int]], layout: Layout
-) -> Rows:
-    width = layout.words
-    tables = [words[first : first + count * width] for first, count in runs]
-    whole = tables[0] if len(tables) == 1 else np.concatenate(tables)
-    table = whole.reshape(-1, width)
-    start = ROW_BYTES // 8
-    values = table[:, start:].view(np.float64)
+def _rows(layout: Layout, tables: Sequence[Words]) -> Rows:
+    """Frames of one layout as arrays."""
+    table = tables[0] if len(tables) == 1 else np.concatenate(tables)
+    values = table[:, ROW_BYTES // 8 :].view(np.float64)
     k = len(layout.names)
-    regime = (table[:, 1] >> np.uint64(24)).astype(np.int8).astype(np.int16)
     return Rows(
         names=layout.names,
-        seq=table[:, 2].view(np.int64),
+        seq=table[:, _SEQ].view(np.int64),
         step=table[:, 3].view(np.int64),
         time_ns=table[:, 4].view(np.int64),
         values=values[:, :k],
-        regime=regime,
+        regime=(table[:, 1] >> np.uint64(24)).astype(np.int8).astype(np.int16),
         basins=values[:, k:] if layout.dimension else None,
     )

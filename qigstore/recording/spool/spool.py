@@ -410,6 +410,10 @@ class Spool:
                     return segment.read(start, stop)
         return b""
 
+    def mine(self, number: int) -> bool:
+        """Whether a segment is mapped: what is read of it has never been away on a disk."""
+        return any(s.number == number and not s.map.closed for s in self._segments)
+
     def release(self, acked_seq: int) -> None:
         """Delete the segments of which everything is stored."""
         with self._tending:

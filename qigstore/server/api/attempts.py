@@ -68,8 +68,7 @@ class End(BaseModel):
 )
 def list_attempts(at: Reads) -> Response:
     """Attempts of a session, by number."""
-    limit_s = at.wiring.config.settings.heartbeat_limit_s
-    found = at.store.sessions.attempts(at.session().id, heartbeat_limit_s=limit_s)
+    found = at.store.sessions.attempts(at.session().id)
     return encoded([shaped(Attempt, item) for item in found])
 
 

@@ -12,8 +12,9 @@ from starlette.responses import Response, StreamingResponse
 
 from qigstore.checkpoints import CheckpointStore
 from qigstore.checkpoints.archive import archive
-from qigstore.checkpoints.holds import in_use
+from qigstore.checkpoints.base import BaseStore
 from qigstore.errors import CheckpointCorrupt, CheckpointFormatError, NotFound
+from qigstore.place import folders_only
 from qigstore.records import Candidate, Checkpoint, CheckpointStatus
 from qigstore.server.api import route
 from qigstore.server.api.route import Access, Reads, ReadsCheckpoints, answers, encoded
@@ -86,7 +87,7 @@ def verify(at: ReadsCheckpoints, checkpoint: _Id) -> Response:
     path = folders.locate(at.name, found.id)
     with reading_slot(at):
         try:
-            with in_use(path):
+            with folders.in_use(path):
                 folders.verify(path)
         except (CheckpointCorrupt, CheckpointFormatError) as error:
             problem = error.brief if isinstance(error, CheckpointCorrupt) else error.reason
@@ -101,7 +102,7 @@ def verify(at: ReadsCheckpoints, checkpoint: _Id) -> Response:
 @routes.get(
     "/sessions/{session}/checkpoints/{checkpoint}/download",
     responses={
-        **answers("not-found", "checkpoint-damaged"),
+        **answers("not-found", "checkpoint-damaged", "checkpoint-elsewhere"),
         200: {
             "description": "A tar of the checkpoint's folder, `<id>/…`, with its length. "
             "`qigstore checkpoints restore <id>` takes the folder on any machine, and verifies it.",
@@ -116,6 +117,9 @@ def download(at: ReadsCheckpoints, checkpoint: _Id) -> Response:
     They are read while they are sent, and verified by whoever restores them.
     """
     found, folders = _checkpoint(at, checkpoint), _folders(at)
+    if not isinstance(folders, CheckpointStore):
+        where = "its files are in an object store, which gives them itself"
+        raise Problem("checkpoint-elsewhere", where)
     at.note("checkpoint.download", checkpoint=found.id)
     whole = archive(folders, folders.locate(at.name, found.id))
     headers = {
@@ -152,8 +156,8 @@ def reading_slot(at: Access) -> Iterator[None]:
         readers.release()
 
 
-def _folders(at: Access) -> CheckpointStore:
-    return CheckpointStore(at.wiring.config.settings.checkpoint_root)
+def _folders(at: Access) -> BaseStore:
+    return folders_only(at.wiring.config.settings).folders
 
 
 def _checkpoint(at: Access, checkpoint_id: UUID) -> Checkpoint:

@@ -53,8 +53,7 @@ def health(request: Request) -> Response:
 )
 def metrics(at: ReadsAll) -> Response:
     """Figures of the server and of the newest sessions that the token is for, for Prometheus."""
-    limit_s = at.wiring.config.settings.heartbeat_limit_s
-    found = at.store.sessions.list(SESSIONS_MAX, like=at.who.sessions, heartbeat_limit_s=limit_s)
+    found = at.store.sessions.list(SESSIONS_MAX, like=at.who.sessions)
     latest = {row.session: row.row for row in _latest(at, [one.name for one in found])}
     lines = [*_of_server(at.wiring.meters), *_of_sessions(found, latest)]
     return Response("\n".join([*lines, ""]), media_type=_FORMAT)

@@ -177,8 +177,7 @@ class Access:
         Raises:
             NotFound: there is none of that name.
         """
-        limit_s = self.wiring.config.settings.heartbeat_limit_s
-        found: SessionInfo = self.wiring.store.sessions.get(self.name, heartbeat_limit_s=limit_s)
+        found: SessionInfo = self.wiring.store.sessions.get(self.name)
         return found
 
     def note(self, action: str, **detail: Any) -> None:

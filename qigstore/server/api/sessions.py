@@ -48,9 +48,7 @@ _Sessions = Annotated[
 @routes.get("/sessions", responses=answers(), response_model=list[SessionShape])
 def list_sessions(at: ReadsAll, limit: _Limit = 50, offset: _Offset = 0) -> Response:
     """Sessions, the newest first; only those that the token is for."""
-    limit_s = at.wiring.config.settings.heartbeat_limit_s
-    found = at.store.sessions.list(limit, offset, like=at.who.sessions, heartbeat_limit_s=limit_s)
-    return encoded(found)
+    return encoded(at.store.sessions.list(limit, offset, like=at.who.sessions))
 
 
 @routes.get("/latest", responses=answers("not-found"), response_model=list[LatestShape])
@@ -66,8 +64,7 @@ def latest_rows(at: ReadsAll, session: _Sessions = None, limit: _Limit = 100) ->
 @routes.get("/sessions/{session}", responses=answers("not-found"), response_model=StatisticsShape)
 def show_session(at: Reads) -> Response:
     """One session in numbers: its attempts, rows, events and best checkpoint."""
-    limit_s = at.wiring.config.settings.heartbeat_limit_s
-    return encoded(query.statistics(at.store, at.name, heartbeat_limit_s=limit_s))
+    return encoded(query.statistics(at.store, at.name))
 
 
 @routes.get(

@@ -91,7 +91,8 @@ class SessionShape(BaseModel):
 
 _ATTEMPT: dict[str, Any] = {
     "id": _ID, "session_id": 7, "number": 2, "status": "running", "host": "node-3", "pid": 4121,
-    "started_at": _AT, "heartbeat_at": _AT, "ended_at": None, "resumed_from": _OTHER,
+    "started_at": _AT, "heartbeat_at": _AT,
+    "heartbeat_limit_s": 30.0, "ended_at": None, "resumed_from": _OTHER,
     "resumed_step": 999, "reason": None, "exit_status": None, "config": {},
 }  # fmt: skip
 
@@ -108,6 +109,7 @@ class Attempt(BaseModel):
     pid: int
     started_at: datetime
     heartbeat_at: datetime
+    heartbeat_limit_s: float
     ended_at: datetime | None
     resumed_from: UUID | None
     resumed_step: int | None

@@ -44,6 +44,5 @@ def abort(at: Aborts, wanted: StopRequest) -> Response:
         reason=wanted.reason,
         by=f"token {at.who.name}",
         checkpoint=wanted.checkpoint,
-        heartbeat_limit_s=at.wiring.config.settings.heartbeat_limit_s,
     )
     return encoded(request, 202)
