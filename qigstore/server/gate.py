@@ -204,8 +204,9 @@ class _Visit:
 
 
 def _shown(path: str) -> str:
-    """A path for the log: still percent-encoded, so of one line, and without a token in it."""
-    return TOKEN_PATTERN.sub("qs_…", _bared(path))[:500]
+    """A path for the log: of one line, still percent-encoded, and without a token in it."""
+    bare = TOKEN_PATTERN.sub("qs_…", _bared(path))[:500]
+    return "".join(c if c.isprintable() else "?" for c in bare)
 
 
 def _bared(path: str) -> str:

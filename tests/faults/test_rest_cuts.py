@@ -153,10 +153,10 @@ def cut(cuts: int, dsn: str, store: Store, home: Path, rng: random.Random) -> No
     assert found == [(seq, seq - 1, seq * 0.5) for seq in range(1, sent + 1)]
 
 
-def test_sixty_cuts_of_both_lines_lose_and_double_nothing(
+def test_thirty_cuts_of_both_lines_lose_and_double_nothing(
     dsn: str, store: Store, home: Path, rng: random.Random
 ) -> None:
-    cut(60, dsn, store, home, rng)
+    cut(30, dsn, store, home, rng)
 
 
 @pytest.mark.long

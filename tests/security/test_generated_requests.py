@@ -143,7 +143,7 @@ def test_no_generated_request_fails_the_server(
     store: Store, home: Path, rng: random.Random
 ) -> None:
     with served(store, home) as rest:
-        found = hunt(rest, rng, 400)
+        found = hunt(rest, rng, 250)
         print(found.calls, dict(found.statuses))
         print({label: count for label, count in found.reached.items() if not count})
 

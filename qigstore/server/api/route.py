@@ -240,7 +240,7 @@ Whole = Annotated[int, Field(strict=True)]
 Truth = Annotated[bool, Field(strict=True)]
 """A boolean of a body, likewise."""
 
-# `\\x00` cannot be stored in text, so that no metric has it in its name.
+# PostgreSQL's text holds no NUL, so that no metric has it in its name.
 Metric = Annotated[
     str,
     Query(
