@@ -56,6 +56,8 @@ bench: $(BENCH)
 	@$(BIN)/python -m benchmarks.query --rows 2000000
 	@$(BIN)/python -m benchmarks.checkpoints
 	@$(BIN)/python -m benchmarks.detectors
+	@$(BIN)/python -m benchmarks.signals
+	@$(BIN)/python -m benchmarks.stream
 
 docs: $(TEST)
 	@$(BIN)/python -m benchmarks.kernels_validity --check
@@ -87,5 +89,5 @@ $(TORCH): pyproject.toml | $(BIN)/python
 	@touch $@
 
 $(BENCH): pyproject.toml | $(BIN)/python
-	@$(PIP) install --quiet --editable '.[bench,geometry-bench]'
+	@$(PIP) install --quiet --editable '.[bench,geometry-bench,server]'
 	@touch $@

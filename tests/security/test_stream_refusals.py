@@ -12,7 +12,7 @@ from starlette.testclient import WebSocketDenialResponse
 
 from qigstore.database.engine import Database
 from qigstore.repository import Store
-from qigstore.server.stream import admission, endpoints, hub
+from qigstore.server.stream import admission, endpoints
 
 URL, SSE = "ws://127.0.0.1:8720/v1/stream", "/v1/stream/sse"
 
@@ -106,13 +106,13 @@ def test_a_client_that_says_nothing_is_closed(rest: Rest, monkeypatch: pytest.Mo
 
 
 def test_a_revoked_token_ends_its_streams(rest: Rest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(admission, "WELCOME_S", 0.05)
-    monkeypatch.setattr(hub, "HEALTH_S", 0.05)
+    monkeypatch.setattr(admission, "WELCOME_S", 0.0)
     token, secret = rest.store.tokens.create("short", ["read"])
     with rest.client.websocket_connect(URL) as socket:
         socket.send_json({"token": secret})
         assert socket.receive_json()["kind"] == "health"
         rest.store.tokens.revoke(token.name)
+        rest.fill("lake")
         while (message := socket.receive())["type"] == "websocket.send":
             pass
         assert message["code"] == 4401

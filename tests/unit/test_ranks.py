@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from processes import wait_until
 
 from qigstore.errors import ConfigurationError, RankError
 from qigstore.safety.detectors import Alarm
@@ -48,6 +49,8 @@ class Table:
         return found
 
     def leave(self) -> None:
+        # Not while the others are still on their way out of what was agreed last.
+        wait_until(lambda: self.barrier.n_waiting == self.size - 1, "the others wait")
         self.barrier.abort()
 
     def seat(self, rank: int, **more: Any) -> Ranks:
@@ -212,7 +215,7 @@ def test_what_rank_0_does_for_all_is_known_to_all_and_so_is_its_failure() -> Non
 
 def test_rank_0_raises_its_own_error_where_nobody_is_left_to_hear_of_it() -> None:
     table = Table(2)
-    table.leave()
+    table.barrier.abort()
 
     def fail() -> str:
         raise ConfigurationError("no")

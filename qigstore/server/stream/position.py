@@ -16,6 +16,8 @@ import binascii
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import starmap
 from uuid import UUID
 
 from qigstore.errors import InvalidInput
@@ -66,11 +68,7 @@ def write_token(position: Position, store: UUID, scope: bytes) -> str:
     if seen.transaction:
         out += seen.last_id.bytes
     out += _number(len(position.marks))
-    for key, mark in position.marks.items():
-        out += b"".join(map(_number, (*key, mark.seq)))
-        # Mostly the steps are counted as the records are, so that the difference is a byte.
-        difference = mark.step - mark.seq
-        out += _number(2 * difference if difference >= 0 else -2 * difference - 1)
+    out += b"".join(starmap(_entry, position.marks.items()))
     out += zlib.crc32(out).to_bytes(4, "big")
     return base64.urlsafe_b64encode(out).rstrip(b"=").decode()
 
@@ -144,6 +142,14 @@ class _Numbers(Iterator[int]):
     def end(self) -> None:
         if self._at != len(self._data):
             raise ValueError
+
+
+@lru_cache(maxsize=4 * FOLLOWED_MAX)  # from one envelope to the next most writers stand still
+def _entry(key: WriterKey, mark: Mark) -> bytes:
+    # Mostly the steps are counted as the records are, so that the difference is a byte.
+    difference = mark.step - mark.seq
+    folded = 2 * difference if difference >= 0 else -2 * difference - 1
+    return b"".join(map(_number, (*key, mark.seq, folded)))
 
 
 def _number(value: int) -> bytes:

@@ -122,25 +122,28 @@ class Tail:
         with self._feed.listening() as heard:
             while self._awake.is_set():
                 began = monotonic()
-                self._round()
-                self._stopping.wait(max(0.0, began + GAP_S - monotonic()))
+                left = self._round()
+                self._stopping.wait(0.0 if left else max(0.0, began + GAP_S - monotonic()))
                 if self._stopping.is_set():
                     raise _Stopped
-                heard(max(0.0, began + POLL_S - monotonic()))
+                heard(0.0 if left else max(0.0, began + POLL_S - monotonic()))
 
-    def _round(self) -> None:
+    def _round(self) -> bool:
+        """A page of each writer at most, so that one does not hold up the others; whether more is
+        left."""
         look = self._feed.look()
         if not look.durable and self._call(self._listener.where) is None:
             self._feed.make_durable()
         wanted = self._call(self._listener.looked, look)
         self._call(self._listener.tell, None)
         self._changes(look)
+        left = False
         for key, mark in wanted.items():
             progress = look.writers[key]
-            while mark.seq < progress.mark.seq:
-                page = self._feed.page(key, mark, progress, ROWS_A_PAGE)
-                self._call(self._listener.take_rows, key, progress.session, page)
-                mark = page.mark  # noqa: PLW2901 (from page to page)
+            page = self._feed.page(key, mark, progress, ROWS_A_PAGE)
+            self._call(self._listener.take_rows, key, progress.session, page)
+            left |= page.mark.seq < progress.mark.seq
+        return left
 
     def _changes(self, look: Look) -> None:
         seen = self._call(self._listener.where)
