@@ -25,6 +25,7 @@ from qigstore.errors import ConfigurationError, StoreDenied, StoreUnavailable
 
 if TYPE_CHECKING:
     from psycopg.abc import RV, PQGen
+    from sqlalchemy.pool import ConnectionPoolEntry
 
     from qigstore.settings import Settings
 
@@ -45,6 +46,7 @@ _READ_ONLY = "25006"
 # The server ended a transaction in which nothing was said for too long: the connection is gone.
 _SILENT = "25P03"
 _DENIED = "42501"
+_POOL = "qigstore pool"
 _BROKEN_OFF = (TransactionStatus.ACTIVE, TransactionStatus.UNKNOWN)
 
 _databases: weakref.WeakSet[Database] = weakref.WeakSet()
@@ -227,6 +229,9 @@ class Database:
         )
         if self._pooler:
             event.listen(self.engine, "begin", self._set_locally)
+        self._pools_left = 0
+        event.listen(self.engine, "connect", self._mark)
+        event.listen(self.engine, "checkin", self._close_late)
         _databases.add(self)
 
     def __repr__(self) -> str:
@@ -242,6 +247,18 @@ class Database:
             ).strip()
         kept = {name: value for name, value in given.items() if name != "options"}
         return make_conninfo(**{**own, **kept})
+
+    def _mark(self, _driver: object, record: ConnectionPoolEntry) -> None:
+        record.info[_POOL] = self._pools_left
+
+    def _close_late(self, _driver: object, record: ConnectionPoolEntry) -> None:
+        """Close a connection that comes back after its pool was left: nobody else would."""
+        if record.info.get(_POOL, self._pools_left) != self._pools_left:
+            record.invalidate()
+
+    def _leave_pool(self) -> None:
+        self._pools_left += 1
+        self.engine.dispose()
 
     def _set_locally(self, connection: sqlalchemy.Connection) -> None:
         calls = ", ".join(f"set_config('{k}', '{v}', true)" for k, v in self._settings.items())
@@ -289,7 +306,7 @@ class Database:
         """As one of our errors, unless it is about a statement alone."""
         state = _state(error)
         if state == _READ_ONLY:
-            self.engine.dispose()
+            self._leave_pool()
         if lost or state in (_READ_ONLY, _DENIED, _SILENT):
             self._unavailable(error)
         raise error
@@ -409,8 +426,9 @@ class Database:
             raise SchemaOutdated(self.address, found, expected)
 
     def dispose(self) -> None:
-        """Close every connection; the embedded server stops if this was its last user."""
-        self.engine.dispose()
+        """Close every connection, those in use once they are let go; the embedded server stops if
+        this was its last user."""
+        self._leave_pool()
         on_dispose, self._on_dispose = self._on_dispose, None
         if on_dispose is not None:
             on_dispose()

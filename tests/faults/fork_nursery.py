@@ -7,8 +7,10 @@ whatever a data loader might; the run goes on. Prints what became of them all, a
 
 from __future__ import annotations
 
+import atexit
 import json
 import multiprocessing
+import multiprocessing.util
 import os
 import random
 import signal
@@ -56,6 +58,8 @@ def fork_and_leave(way: str) -> int:
         status = 0
     finally:
         if way == "exit" and threading.current_thread() is threading.main_thread():
+            # In a plain fork it would take the exit statuses of the parent's children.
+            atexit.unregister(multiprocessing.util._exit_function)
             raise SystemExit(status)  # out of the run's block, and every handler there is
         os._exit(status)
 

@@ -181,6 +181,19 @@ def _unavailable(dsn: str) -> StoreUnavailable:
     return caught.value
 
 
+@pytest.mark.parametrize("block", ["begin", "raw", "reading", "snapshot"])
+def test_a_block_that_outlives_the_close_closes_its_connection(empty_dsn: str, block: str) -> None:
+    database = Database(empty_dsn)
+    with getattr(database, block)() as connection:
+        driver = connection if block in {"raw", "reading"} else connection.connection
+        driver = getattr(driver, "driver_connection", driver)
+        database.dispose()
+        assert not driver.closed
+    assert driver.closed
+    database.ping()
+    database.dispose()
+
+
 def test_a_refused_password_is_told_without_showing_it(empty_dsn: str) -> None:
     error = _unavailable(make_conninfo(empty_dsn, password=SECRET))
     assert "password authentication failed" in error.reason
