@@ -11,7 +11,8 @@ from __future__ import annotations
 import importlib
 import re
 import sys
-from functools import lru_cache
+from collections.abc import Callable
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -91,13 +92,15 @@ class Leaf(NamedTuple):
     """One array as it goes to the file; `data` is still the caller's memory.
 
     `raw` is the little-endian NumPy dtype to copy `data` as; `code` and `shape` are what the
-    file's header says of the same bytes.
+    file's header says of the same bytes. `fetch` puts the numbers of an array that is on a device
+    where they shall go, without another copy on the way; `data` is then only of its form.
     """
 
     data: Array
     raw: np.dtype[Any]
     code: str
     shape: tuple[int, ...]
+    fetch: Callable[[Array], object] | None = None
 
     @property
     def nbytes(self) -> int:
@@ -221,12 +224,8 @@ def tensor_identity(tensor: Any) -> object:
     )
 
 
-def torch_leaf(
-    tensor: Any, path: tuple[Any, ...], *, values: bool = True
-) -> tuple[Leaf, dict[str, Any]]:
+def torch_leaf(tensor: Any, path: tuple[Any, ...]) -> tuple[Leaf, dict[str, Any]]:
     """A torch tensor's stored form, and what the skeleton must say of it.
-
-    `values=False`: memory of the same shape will do for numbers that would have to be fetched.
 
     Raises:
         CheckpointError: a sparse, quantised or meta tensor, a subclass, or an unknown dtype.
@@ -245,23 +244,27 @@ def torch_leaf(
             f"{tensor.layout} on {tensor.device}. Use .to_dense() or .dequantize()."
         )
     node = {"dtype": dtype, "grad": bool(tensor.requires_grad), "parameter": parameter}
-    plain = tensor.detach()
-    if not tensor.is_cpu or tensor.is_conj() or tensor.is_neg():
-        if values:
-            plain = plain.resolve_conj().resolve_neg().cpu()
-        else:
-            plain = torch.empty(plain.shape, dtype=plain.dtype)
+    plain, fetch = tensor.detach().resolve_conj().resolve_neg(), None
+    if not tensor.is_cpu:
+        fetch = partial(_fetch, torch, plain)
+        plain = torch.empty(plain.shape, dtype=plain.dtype)  # its pages are never touched
     if dtype in _BITS:
         code, bits = _BITS[dtype]
         data = plain.view(getattr(torch, bits)).numpy()
-        return Leaf(data, np.dtype(CODES[code]), code, data.shape), node
+        return Leaf(data, np.dtype(CODES[code]), code, data.shape, fetch), node
     try:
         leaf, name = numpy_leaf(plain.numpy(), path)
+        leaf = leaf._replace(fetch=fetch)
     except TypeError as error:
         raise CheckpointError(
             f"{place(path)}: torch dtype {dtype} cannot be saved: {error}"
         ) from None
     return leaf, {**node, "numpy": name} if name else node
+
+
+def _fetch(torch: Any, tensor: Any, target: Array) -> None:
+    """Copy a tensor from its device into an array of the same bits."""
+    torch.from_numpy(target).view(tensor.dtype).copy_(tensor)
 
 
 @lru_cache(maxsize=64)

@@ -191,7 +191,10 @@ def _copy(leaf: Leaf, slot: Slot, buffer: mmap.mmap) -> None:
 
     A small one by one call that keeps Python's lock; a large one so that others may run.
     """
-    # Bits of bfloat16 are an int16 to torch.
+    if leaf.fetch is not None:
+        # As the dtype that `data` has: bits of bfloat16 are an int16 to torch.
+        leaf.fetch(np.ndarray(leaf.data.shape, leaf.data.dtype, buffer=buffer, offset=slot.start))
+        return
     data = leaf.data if leaf.data.dtype.kind == leaf.raw.kind else leaf.data.view(leaf.raw)
     if data.nbytes <= _QUICK and data.flags.c_contiguous and data.dtype == leaf.raw:
         octets: Any = data  # some NumPy's stubs know of no buffer
@@ -218,12 +221,12 @@ def write_payload(disk: Disk, file: Path, staged: Staged, beside: Beside, *, sma
 
 
 def size_of(state: Any) -> int:
-    """Bytes that staging such a state takes; its numbers are not looked at.
+    """Bytes that staging such a state takes; a tensor's numbers are not looked at.
 
     Raises:
         CheckpointError: the state holds something that cannot be saved.
     """
-    return _layout_of(flatten(state, values=False))[2]
+    return _layout_of(flatten(state))[2]
 
 
 def reserve(size: int, reuse: mmap.mmap | None = None) -> mmap.mmap:

@@ -101,30 +101,26 @@ class TensorRule(Protocol):
         """What stands for it, and what the skeleton must say of it."""
 
 
-@dataclass(frozen=True, slots=True)
 class _WholeTensors:
     """The rule of a state that is all in this process."""
-
-    values: bool
 
     def identity(self, tensor: Any, /) -> object:
         return tensor_identity(tensor)
 
     def leaf(self, tensor: Any, path: tuple[Any, ...], /) -> tuple[Leaf, dict[str, Any]]:
-        return torch_leaf(tensor, path, values=self.values)
+        return torch_leaf(tensor, path)
 
 
-def flatten(state: Any, tensors: TensorRule | None = None, *, values: bool = True) -> FlatState:
+def flatten(state: Any, tensors: TensorRule | None = None) -> FlatState:
     """Take a state apart without copying its arrays.
 
     `tensors`: another rule for those of torch, where a process has only a part of each.
-    `values=False`: only their dtypes and shapes count, and nothing is fetched from a device.
 
     Raises:
         CheckpointError: a type that cannot be saved, a cycle, or too much nesting; it names the
             place, as in ``state['opt'][3]``.
     """
-    walk = _Flattener(tensors or _WholeTensors(values))
+    walk = _Flattener(tensors or _WholeTensors())
     skeleton = walk.node(state, ())
     return FlatState(skeleton, walk.leaves)
 

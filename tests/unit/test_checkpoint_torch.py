@@ -27,6 +27,14 @@ def through_disk(folder: Path, state: Any) -> Any:
     return store.load(store.save(state, info=info).path)
 
 
+@pytest.fixture(params=[True, False], ids=["here", "on a device"])
+def here(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tensors whose numbers are in this process, and such that have to be fetched."""
+    if not request.param:
+        monkeypatch.setattr(torch.Tensor, "is_cpu", False)
+
+
+@pytest.mark.usefixtures("here")
 @pytest.mark.parametrize("name", DTYPES)
 @pytest.mark.parametrize("shape", [(), (0, 3), (4, 5)], ids=str)
 def test_every_dtype_comes_back_bit_for_bit(tmp_path: Path, name: str, shape: Any) -> None:
@@ -39,6 +47,7 @@ def test_every_dtype_comes_back_bit_for_bit(tmp_path: Path, name: str, shape: An
     )
 
 
+@pytest.mark.usefixtures("here")
 def test_views_conjugates_and_gradients(tmp_path: Path) -> None:
     plain = torch.arange(12.0).reshape(3, 4)
     state = {
