@@ -156,7 +156,7 @@ def test_no_generated_request_fails_the_server(
     store: Store, home: Path, rng: random.Random
 ) -> None:
     with served(store, home) as rest:
-        found = hunt(rest, rng, 250)
+        found = hunt(rest, rng, 2_000)
         print(found.calls, dict(found.statuses))
         print({label: count for label, count in found.reached.items() if not count})
 
