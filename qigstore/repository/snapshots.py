@@ -72,7 +72,8 @@ class Snapshot:
 
     def includes(self, other: Snapshot) -> bool:
         """Whether everything that is visible in another one is visible in this."""
-        if self.xmax < other.xmax:
+        unknown = other.xmax - self.xmax  # running there, or visible there and not here
+        if unknown > sum(number >= self.xmax for number in other.running):
             return False
         hidden = (number for number in self.running if number < other.xmax)
         return all(number in other.running for number in hidden)

@@ -75,6 +75,11 @@ def test_one_includes_another_where_it_sees_all_that_the_other_sees(
             assert one.includes(two) == (seen_by(two) <= seen_by(one))
 
 
+def test_what_runs_in_the_other_is_not_missing_here() -> None:
+    assert Snapshot(39, (38,)).includes(Snapshot(40, (38, 39)))
+    assert not Snapshot(39, (38,)).includes(Snapshot(40, (38,)))
+
+
 @given(histories())
 def test_a_snapshot_is_postgresqls_own_text(pair: tuple[Snapshot, Snapshot]) -> None:
     for snapshot in pair:
