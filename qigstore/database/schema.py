@@ -32,6 +32,7 @@ from qigstore.records import STANDARD_METRICS
 
 __all__ = [
     "CUSTOM_COLUMNS",
+    "CUSTOM_FROM",
     "SCHEMA",
     "attempt",
     "audit",
@@ -176,6 +177,9 @@ metric = Table(
 
 CUSTOM_COLUMNS: tuple[str, ...] = tuple(f"custom_{place}" for place in range(1, 17))
 """Columns of the custom metrics at positions 1 to 16 of their session."""
+
+CUSTOM_FROM = 32
+"""Place of the first custom metric in a bucket's arrays; the standard ones are before it."""
 
 # The hot table: no foreign key and one B-tree, which doubles its COPY speed (architecture note).
 # A step of 20 metrics takes 258 bytes, index and roll-ups included. What keeps it there: the key

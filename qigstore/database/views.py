@@ -14,7 +14,7 @@ from sqlalchemy import table as _table
 from sqlalchemy.dialects.postgresql import ARRAY
 
 from qigkernels.regimes import Regime
-from qigstore.database.schema import CUSTOM_COLUMNS, SCHEMA
+from qigstore.database.schema import CUSTOM_COLUMNS, CUSTOM_FROM, SCHEMA
 from qigstore.records import STANDARD_METRICS
 
 __all__ = ["REGIMES", "VIEWS", "View", "canonical_telemetry", "statements"]
@@ -312,7 +312,6 @@ SELECT s.name AS session, e.raised_at, e.severity, e.rule, e.attempt, e.rank, e.
 FROM qigstore.event e JOIN qigstore.session s ON s.id = e.session_id""",
 )
 
-_CUSTOM_FROM = 32  # as in repository/curve_buckets.py, which stores them
 _PLACES = [f"({_quoted(name)}, {place})" for place, name in enumerate(STANDARD_METRICS, start=1)]
 _LINES = [", ".join(_PLACES[i : i + 3]) for i in range(0, len(_PLACES), 3)]
 _VALUES = ",\n             ".join(_LINES)
@@ -343,7 +342,7 @@ JOIN qigstore.writer w ON w.attempt_id = a.id
 CROSS JOIN LATERAL (
     SELECT * FROM (VALUES {_VALUES}) AS standard (name, place)
     UNION ALL
-    SELECT custom.name, {_CUSTOM_FROM} + custom.position
+    SELECT custom.name, {CUSTOM_FROM} + custom.position
     FROM qigstore.metric custom WHERE custom.session_id = s.id
 ) m
 JOIN qigstore.curve c ON c.writer = w.number

@@ -11,23 +11,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import fields
 from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from psycopg import sql
 from psycopg.rows import dict_row
 
-from qigstore.records import Candidate, Checkpoint
+from qigstore.records import Candidate, Checkpoint, location
 
 if TYPE_CHECKING:
     from qigstore.database.engine import Database
 
-__all__ = ["candidates", "statement"]
+__all__ = ["CHECKPOINT_COLUMNS", "candidates", "record", "statement"]
 
 # To plan it takes longer than to run it, and no parameter makes another plan a better one.
 _ONE_PLAN = "SET plan_cache_mode = force_generic_plan"
 _PLANS_AS_BEFORE = "RESET plan_cache_mode"
-_NAMES = tuple(item.name for item in fields(Checkpoint))
+CHECKPOINT_COLUMNS = tuple(item.name for item in fields(Checkpoint))
 
 # Words such as 'committed' are literals, so that the plan sees which partial index fits; so is the
 # limit, so that the plan is one for a few rows. A pair compared with a pair, as in `(c.phi, c.step)
@@ -147,7 +146,7 @@ def candidates(database: Database, parameters: Mapping[str, Any], *, limit: int)
     fit = [row for row in rows if row["healthy"]]
     unfit = [row for row in rows if not row["healthy"]][:limit]
     return [
-        Candidate(_record(row), bool(row["healthy"]), _reason(row, parameters))
+        Candidate(record(row), bool(row["healthy"]), _reason(row, parameters))
         for row in (*fit, *unfit)
     ]
 
@@ -160,9 +159,10 @@ def _age(row: Mapping[str, Any]) -> tuple[Any, ...]:
     return -row["attempt"], -row["step"], row["id"]
 
 
-def _record(row: Mapping[str, Any]) -> Checkpoint:
-    values = {name: row[name] for name in _NAMES}
-    return Checkpoint(**values | {"path": Path(values["path"])})
+def record(row: Mapping[Any, Any]) -> Checkpoint:
+    """The record of a row of the table, among whatever else was selected."""
+    values = {name: row[name] for name in CHECKPOINT_COLUMNS}
+    return Checkpoint(**values | {"path": location(values["path"])})
 
 
 def _reason(row: Mapping[str, Any], parameters: Mapping[str, Any]) -> str:

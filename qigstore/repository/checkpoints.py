@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import builtins
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from math import isfinite
 from typing import TYPE_CHECKING, Any, get_args
 from uuid import UUID
@@ -14,8 +14,8 @@ from sqlalchemy.dialects.postgresql import insert
 
 from qigstore.database.schema import checkpoint as checkpoints
 from qigstore.errors import InvalidInput, NotFound
-from qigstore.records import Candidate, Checkpoint, CheckpointKind, CheckpointStatus, location
-from qigstore.repository.candidates import candidates
+from qigstore.records import Candidate, Checkpoint, CheckpointKind, CheckpointStatus
+from qigstore.repository.candidates import CHECKPOINT_COLUMNS, candidates, record
 from qigstore.repository.lookup import added, find, must_exist
 from qigstore.repository.texts import document, optional_text, text_value
 
@@ -28,7 +28,6 @@ CANDIDATES_MAX = 20
 _INT8_MAX = 2**63 - 1
 
 _c = checkpoints.c
-_NAMES = tuple(item.name for item in fields(Checkpoint))
 # The order of ix_checkpoint_ranking, word for word, so that the index serves it.
 _RANKING = (_c.phi.desc().nulls_last(), _c.step.desc(), _c.id)
 # Words, not parameters: only so does a prepared statement's plan see that a partial index fits.
@@ -66,7 +65,7 @@ class Checkpoints:
         new = insert(checkpoints).values(**values)
         change = new.on_conflict_do_update(
             index_elements=[_c.id],
-            set_={name: new.excluded[name] for name in _NAMES if name not in kept},
+            set_={name: new.excluded[name] for name in CHECKPOINT_COLUMNS if name not in kept},
             where=_c.session_id == checkpoint.session_id,
         )
         with self._database.begin() as connection:
@@ -167,9 +166,7 @@ class Checkpoints:
 
 def checkpoint_of(row: Row[Any]) -> Checkpoint:
     """The record of a row of the table."""
-    found = row._mapping
-    values = {name: found[name] for name in _NAMES}
-    return Checkpoint(**values | {"path": location(values["path"])})
+    return record(row._mapping)
 
 
 def _one_of(name: str, value: str, known: Sequence[str]) -> None:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from qigstore.database.schema import CUSTOM_COLUMNS
+from qigstore.database.schema import CUSTOM_COLUMNS, CUSTOM_FROM
 from qigstore.records import STANDARD_METRICS
 from qigstore.repository import copy_binary as wire
 from qigstore.repository.batches import STEP_MAX, RowGroup, TelemetryBatch
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 __all__ = [
     "BUCKET_ROWS",
     "COUNTS",
-    "CUSTOM_FROM",
     "FACTOR",
     "PLACES",
     "VALUES",
@@ -47,8 +46,6 @@ BUCKET_ROWS = 128
 FACTOR = 4
 """Parts of a wider bucket: reading a curve touches at most twice this many a point."""
 
-CUSTOM_FROM = 32
-"""Place of the first custom metric in a bucket's arrays; the standard ones are before it."""
 _NO_BUCKETS = 0
 _CELLS_READ_AT_ONCE = 1 << 18
 PLACES = {name: place for place, name in enumerate(STANDARD_METRICS)}

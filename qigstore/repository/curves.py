@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from qigstore.database.schema import CUSTOM_COLUMNS
+from qigstore.database.schema import CUSTOM_COLUMNS, CUSTOM_FROM
 from qigstore.errors import InvalidInput, NotFound
 from qigstore.repository import curve_buckets as stored
 from qigstore.repository.buckets import Buckets, bucket_rows, join_buckets, widen
-from qigstore.repository.curve_buckets import COUNTS, CUSTOM_FROM, PLACES, VALUES, Past
+from qigstore.repository.curve_buckets import COUNTS, PLACES, VALUES, Past
 from qigstore.repository.texts import METRIC_CHARACTERS_MAX, text_value
 
 if TYPE_CHECKING:

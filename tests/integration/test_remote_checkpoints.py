@@ -11,10 +11,11 @@ import pytest
 from commands import data, environment, run
 
 import qigstore
-from qigstore.checkpoints import RemoteStore
+from qigstore.checkpoints import RemoteStore, SaveInfo, open_store
 from qigstore.checkpoints.format import PAYLOAD
 from qigstore.checkpoints.remote_files import RemoteFiles
 from qigstore.errors import CheckpointError, ConfigurationError
+from qigstore.records import Url, location
 from qigstore.repository import Store
 
 FRESH = {"step": 0, "w": np.zeros(8)}
@@ -124,3 +125,14 @@ def test_a_save_that_cannot_be_uploaded_is_an_event_and_training_goes_on(
 
 def _two(rows: list[dict[str, Any]]) -> list[str]:
     return [rows[1]["id"], rows[1]["id"]]
+
+
+def test_a_candidate_at_a_url_is_where_its_row_says(store: Store, tmp_path: Path) -> None:
+    session = store.sessions.open("far", {})
+    told = SaveInfo(session_name="far", session_id=session.id, attempt=1, step=3)
+    saved = open_store(location(f"file://{tmp_path}/far")).save({"w": 1}, info=told)
+    store.checkpoints.add(saved)
+    (found,) = store.checkpoints.candidates(session.id, settle_steps=0)
+    assert found.checkpoint == store.checkpoints.get(saved.id)
+    assert isinstance(found.checkpoint.path, Url)
+    assert found.checkpoint.path == saved.path
