@@ -64,6 +64,7 @@ docs: $(TEST)
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -f qigstore/recording/spool/*.so
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
@@ -72,11 +73,14 @@ $(BIN)/python:
 	@echo "setting up $(VENV) (about a minute, once)"
 	@$(PYTHON) -m venv $(VENV)
 
-$(DEMO): pyproject.toml | $(BIN)/python
+# What is compiled as the package is installed.
+SOURCES := pyproject.toml hatch_build.py $(wildcard qigstore/*/*/*.c)
+
+$(DEMO): $(SOURCES) | $(BIN)/python
 	@$(PIP) install --quiet --editable '.[demo]'
 	@touch $@
 
-$(TEST): pyproject.toml | $(BIN)/python
+$(TEST): $(SOURCES) | $(BIN)/python
 	@$(PIP) install --quiet --editable '.[demo,test]'
 	@touch $@
 
@@ -84,10 +88,10 @@ $(LINT): pyproject.toml | $(BIN)/python
 	@$(PIP) install --quiet --editable '.[lint]'
 	@touch $@
 
-$(TORCH): pyproject.toml | $(BIN)/python
+$(TORCH): $(SOURCES) | $(BIN)/python
 	@$(PIP) install --quiet --editable '.[torch]'
 	@touch $@
 
-$(BENCH): pyproject.toml | $(BIN)/python
+$(BENCH): $(SOURCES) | $(BIN)/python
 	@$(PIP) install --quiet --editable '.[bench,geometry-bench,server]'
 	@touch $@

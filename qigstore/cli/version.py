@@ -14,8 +14,17 @@ __all__ = ["version"]
 def version(as_json: Json = False) -> None:
     """Show the version; needs no database."""
     from qigstore import __version__
+    from qigstore.recording.spool.cursor import COMPILED
 
     if as_json:
-        print_json({"qigstore": __version__, "python": platform.python_version()})
+        told = {"qigstore": __version__, "python": platform.python_version(), "compiled": COMPILED}
+        print_json(told)
+        return
+    typer.echo(f"qigstore {__version__} (Python {platform.python_version()})")
+    if COMPILED:
+        typer.echo("recording path: compiled")
     else:
-        typer.echo(f"qigstore {__version__} (Python {platform.python_version()})")
+        typer.echo(
+            "recording path: pure Python, three times as slow; with a C compiler and Python's "
+            "headers, install again for the compiled one"
+        )

@@ -1,7 +1,7 @@
 """The hot path: from `record(step, metrics)` to a row in the spool, in a few microseconds.
 
-A row with the names of the last one takes the short way, a shorter one yet when all its values are
-plain numbers. Whatever else comes goes the long way, where every check has its words.
+A row of plain numbers with the names of the last one takes the short way, `Spool.put`. Whatever
+else comes goes the long way, where every check has its words.
 """
 
 from __future__ import annotations
@@ -36,7 +36,6 @@ A = TypeVar("A")
 
 _PLANS_MAX = 4_096
 _PLAIN = (float, int)
-# NumPy's float64 is a float too; a sum with any array, tensor or Decimal in it is not.
 
 Check: TypeAlias = Callable[[int, Sequence[float], float | None], Sequence[A]]
 """Step, values and, where it is known, their sum → alarms."""
@@ -48,16 +47,11 @@ class _Plan(Generic[A]):
     `mixed`: some values were no plain numbers (NumPy scalars, 0-d tensors), and will be again.
     """
 
-    __slots__ = ("check", "kappa", "layout", "mixed", "names", "phi", "place")
+    __slots__ = ("check", "has_phi", "layout", "mixed", "names")
 
     def __init__(self, layout: Layout, check: Check[A] | None) -> None:
         self.layout, self.check, self.mixed = layout, check, False
-        # A list, as `[*metrics]` is the cheapest way to have a row's names.
-        self.names = names = [*layout.names]
-        self.phi, self.kappa, self.place = (
-            names.index(name) if name in names else -1
-            for name in ("phi", "kappa_eff", "basin_distance")
-        )
+        self.names, self.has_phi = layout.order, "phi" in layout.names
 
 
 class Recorder(Generic[A]):
@@ -98,39 +92,42 @@ class Recorder(Generic[A]):
         Raises:
             InvalidInput: what cannot be recorded, by name; nothing of the row was kept.
         """
-        plan = self._plan
+        plan, spool = self._plan, self._spool
+        if plan.mixed:
+            return self._record_mixed(plan, step, metrics)
         try:
-            values = [*metrics.values()]
+            regime = self._regime(metrics) if plan.has_phi else NO_REGIME
+        except Exception:
+            return self._record_slowly(step, metrics)  # there it is told which value is none
+        with spool.lock:
+            values = spool.put(plan.layout, step, regime, metrics)
+            if values is not None:
+                self._last = (step, plan.names, values, regime)
+                return () if plan.check is None else plan.check(step, values, spool.total)
+        return self._record_slowly(step, metrics)
+
+    def _record_mixed(self, plan: _Plan[A], step: int, metrics: Mapping[str, Any]) -> Sequence[A]:
+        """Of the last row some values had to be converted (NumPy scalars, 0-d tensors)."""
+        spool = self._spool
+        try:
             usual = [*metrics] == plan.names and not step >> STEP_BITS
-            if plan.mixed:
-                total, values = None, to_numbers(plan.names, values)
-            else:
-                # One sum tells that all are plain numbers: an array, tensor, text or None among
-                # them makes it something else, or an error.
-                total = sum(values)
-                usual = usual and isinstance(total, _PLAIN)
+            values = to_numbers(plan.names, metrics.values()) if usual else []
         except Exception:
             usual = False
         if not usual:
             return self._record_slowly(step, metrics)
-        spool = self._spool
-        regime = NO_REGIME if plan.phi < 0 else self._regime(plan, values)
+        row = dict(zip(plan.names, values, strict=True))
+        regime = self._regime(row) if plan.has_phi else NO_REGIME
         with spool.lock:
             try:
                 spool.append(plan.layout, step, regime, values)
             except (struct.error, TypeError, ValueError, ArithmeticError):
                 return self._record_slowly(step, metrics)
             self._last = (step, plan.names, values, regime)
-            if plan.check is not None:
-                return plan.check(step, values, total)
-        return ()
+            return () if plan.check is None else plan.check(step, values, None)
 
-    def _regime(self, plan: _Plan[A], values: Sequence[float]) -> int:
-        return self._detect(
-            values[plan.phi],
-            values[plan.kappa] if plan.kappa >= 0 else None,
-            values[plan.place] if plan.place >= 0 else None,
-        )
+    def _regime(self, row: Mapping[str, Any]) -> int:
+        return self._detect(row["phi"], row.get("kappa_eff"), row.get("basin_distance"))
 
     # -- the long way -------------------------------------------------------------------------
 
@@ -151,12 +148,13 @@ class Recorder(Generic[A]):
             plan = self._plan_of(tuple(row), 0 if point is None else len(point))
             values = tuple(row.values())
             if code is None:
-                code = NO_REGIME if plan.phi < 0 else self._regime(plan, values)
+                code = self._regime(row) if plan.has_phi else NO_REGIME
             cells = values if point is None else (*values, *point.tolist())
             if self._spool.append(plan.layout, number, code, cells) and point is not None:
                 self._track.advance(point, told)
             if point is None:
                 self._plan = plan
+                self._spool.use(plan.layout)
                 plan.mixed = not all(isinstance(value, _PLAIN) for value in given.values())
             self._last = (number, plan.names, values, code)
             return () if plan.check is None else plan.check(number, values, None)

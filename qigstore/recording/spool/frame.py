@@ -86,17 +86,18 @@ class Layout:
 
     Attributes:
         id: number of the layout in its spool.
-        names: the metrics.
+        names, order: the metrics; the same as a list (`[*row]` is the cheapest way to a row's).
         dimension: length of the basin that follows them; 0: none.
         size: bytes of a row. words: the same in units of 8.
         pack: the bytes of a row after its first word (marker and CRC).
         block, segment: where the names were last written down; the spool keeps these.
     """
 
-    __slots__ = ("block", "dimension", "id", "names", "pack", "segment", "size", "words")
+    __slots__ = ("block", "dimension", "id", "names", "order", "pack", "segment", "size", "words")
 
     def __init__(self, number: int, names: tuple[str, ...], dimension: int = 0) -> None:
         self.id, self.names, self.dimension = number, names, dimension
+        self.order = [*names]
         # "@", not "<": the same bytes on a little-endian machine, a sixth faster (doubles are
         # copied instead of taken apart).
         packer = struct.Struct(f"@HBbIQqq{len(names) + dimension}d")

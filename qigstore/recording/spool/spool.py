@@ -19,6 +19,7 @@ from time import monotonic, time_ns
 from zlib import crc32
 
 from qigstore.errors import InvalidInput, SpoolFull
+from qigstore.recording.spool.cursor import Cursor
 from qigstore.recording.spool.frame import (
     FRAME_BYTES_MAX,
     HEAD_BYTES,
@@ -56,7 +57,7 @@ def _forget_in_child() -> None:
 os.register_at_fork(after_in_child=_forget_in_child)
 
 
-class Spool:
+class Spool(Cursor):
     """The spool of one writer, owned by this process. `Spool.create` makes one.
 
     Any thread may append while it holds `lock`; the other methods take it themselves. A forked
@@ -64,17 +65,15 @@ class Spool:
 
     Attributes:
         folder, identity: where and whose.
-        lock: re-entrant; held around `append`, and around the rules that look at the row.
-        seq: sequence of the last row, from 1.
+        lock: re-entrant; held around `put`, `append`, and the rules that look at the row.
         dropped: rows that found no room (or came from a forked child, in that child).
     """
 
     __slots__ = (
         "__weakref__", "_active", "_bytes_max", "_deferred", "_disk", "_folder_dirty", "_layouts",
         "_lock_descriptor", "_next_layout", "_next_number", "_notice", "_ready_at", "_retry_at",
-        "_segment_bytes", "_segments", "_spare", "_tending", "_warned", "at", "block", "busy",
-        "closed", "dropped", "folder", "forked", "identity", "limit", "lock", "map", "seed", "seq",
-        "words",
+        "_segment_bytes", "_segments", "_spare", "_tending", "_warned", "closed", "dropped",
+        "folder", "forked", "identity", "lock", "map", "words",
     )  # fmt: skip
 
     def __init__(
@@ -87,11 +86,12 @@ class Spool:
         bytes_max: int,
         disk: Disk,
     ) -> None:
+        super().__init__()
         self.folder, self.identity = folder, identity
         self.lock = threading.RLock()
         self.seed = seed_of(identity.writer)
-        self.seq = self.dropped = self.at = self.limit = self.block = 0
-        self.busy = self.closed = self.forked = False
+        self.dropped = 0
+        self.closed = self.forked = False
         self._lock_descriptor = lock_descriptor
         self._disk = disk
         self._bytes_max = bytes_max
@@ -173,7 +173,7 @@ class Spool:
                     del self._layouts[next(iter(self._layouts))]
             return found
 
-    def append(self, layout: Layout, step: int, regime: int, values: Sequence[float]) -> bool:
+    def append(self, layout: Layout, step: int, regime: int, values: Sequence[float], /) -> bool:
         """Add one row; the caller holds `lock`. False: there was no room, and it is counted.
 
         Raises:
@@ -279,6 +279,7 @@ class Spool:
         self._segments.append(segment)
         self._active = segment
         self.map, self.words = segment.map, segment.words
+        self.hold(segment.map)
         self.at = HEAD_BYTES
         self._begin_block()
         self._warned = False
@@ -445,6 +446,7 @@ class Spool:
             self.closed = True
             self.limit = self.at = 0
             self.block += 1
+            self.hold(None)
             for segment in self._segments:
                 segment.close()
             if self._spare is not None:

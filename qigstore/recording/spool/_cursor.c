@@ -1,0 +1,305 @@
+/* The short way of `record()`: one row of plain numbers whose names are those of the last one.
+
+   `cursor.py` has the same class in Python and says what it promises; this one writes the same
+   bytes in a tenth of the time. Whatever is not plain (other names, a tensor, an integer beyond a
+   double, a full block, a busy spool) is answered with None, nothing written: the long way has the
+   checks and their words.
+
+   No Python code runs between the first look at the row and the store that makes it valid, so
+   neither another thread nor a signal handler can come between. */
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <structmember.h>
+#include <time.h>
+
+/* frame.py: marker u32 | crc u32 | size/8 u16 | kind u8 | regime i8 | layout u32 | sequence u64
+   | step i64 | time_ns i64 | metrics f64 × n, little-endian. */
+#define MARKER 0xd7726671u
+#define KIND_ROW 1
+#define ROW_BYTES 40
+#define STEP_BITS 62
+
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "the frames of a spool are little-endian; use the cursor in Python"
+#endif
+
+typedef struct {
+    uint16_t words;
+    uint8_t kind;
+    int8_t regime;
+    uint32_t layout;
+    uint64_t seq;
+    int64_t step;
+    int64_t time_ns;
+    double values[];
+} Body;
+
+typedef struct {
+    PyObject_HEAD
+    long long at, limit, seq, block;
+    double total;
+    unsigned int seed;
+    char busy;
+    /* What `use` was told. */
+    PyObject *layout, *names;
+    long long layout_block;
+    Py_ssize_t bytes;
+    unsigned int layout_id;
+    /* What `hold` was given. */
+    Py_buffer view;
+} Cursor;
+
+/* -- CRC-32 of zlib, eight bytes at a time (Kounavis and Berry 2008, doi 10.1109/TC.2008.85) -- */
+
+static uint32_t crc_table[8][256];
+
+static void
+make_crc_table(void)
+{
+    for (uint32_t i = 0; i < 256; i++) {
+        uint32_t crc = i;
+        for (int bit = 0; bit < 8; bit++)
+            crc = crc & 1 ? crc >> 1 ^ 0xedb88320u : crc >> 1;
+        crc_table[0][i] = crc;
+    }
+    for (uint32_t i = 0; i < 256; i++)
+        for (int k = 1; k < 8; k++)
+            crc_table[k][i] = crc_table[k - 1][i] >> 8 ^ crc_table[0][crc_table[k - 1][i] & 255];
+}
+
+/* `size` is a multiple of 8, as every frame's is. */
+static uint32_t
+crc32_of(const unsigned char *data, size_t size, uint32_t start)
+{
+    uint32_t crc = ~start;
+    for (; size; size -= 8, data += 8) {
+        uint64_t word;
+        memcpy(&word, data, 8);
+        word ^= crc;
+        crc = crc_table[7][word & 255] ^ crc_table[6][word >> 8 & 255]
+            ^ crc_table[5][word >> 16 & 255] ^ crc_table[4][word >> 24 & 255]
+            ^ crc_table[3][word >> 32 & 255] ^ crc_table[2][word >> 40 & 255]
+            ^ crc_table[1][word >> 48 & 255] ^ crc_table[0][word >> 56];
+    }
+    return ~crc;
+}
+
+/* -- the row -------------------------------------------------------------------------------- */
+
+/* A plain number as a double; 0: it is none, or needs words. */
+static int
+plain(PyObject *value, double *number)
+{
+    if (PyFloat_Check(value)) { /* NumPy's float64 is one too */
+        *number = PyFloat_AS_DOUBLE(value);
+        return 1;
+    }
+    if (!PyLong_Check(value))
+        return 0;
+    *number = PyLong_AsDouble(value);
+    if (*number == -1.0 && PyErr_Occurred()) {
+        PyErr_Clear();
+        return 0;
+    }
+    return 1;
+}
+
+/* The values in a tuple, and as doubles with their sum; NULL without an error: not the usual row. */
+static PyObject *
+take(Cursor *self, PyObject *metrics, double *numbers)
+{
+    Py_ssize_t count = PyTuple_GET_SIZE(self->names), place = 0, i = 0;
+    PyObject *name, *value, *values;
+    double total = 0.0;
+
+    if (!PyDict_CheckExact(metrics) || PyDict_GET_SIZE(metrics) != count)
+        return NULL;
+    values = PyTuple_New(count);
+    if (values == NULL)
+        return NULL;
+    while (i < count && PyDict_Next(metrics, &place, &name, &value)) {
+        PyObject *expected = PyTuple_GET_ITEM(self->names, i);
+        if (name != expected
+            && !(PyUnicode_CheckExact(name) && PyUnicode_Compare(name, expected) == 0))
+            break;
+        if (!plain(value, &numbers[i]))
+            break;
+        total += numbers[i];
+        Py_INCREF(value);
+        PyTuple_SET_ITEM(values, i, value);
+        i++;
+    }
+    if (i < count) {
+        Py_DECREF(values);
+        return NULL;
+    }
+    self->total = total;
+    return values;
+}
+
+PyDoc_STRVAR(put_doc,
+"put(layout, step, regime, metrics, /)\n--\n\n"
+"Add a usual row; its values, or None: it is not usual, and nothing was written.");
+
+static PyObject *
+cursor_put(Cursor *self, PyObject *const *args, Py_ssize_t given)
+{
+    if (given != 4) {
+        PyErr_SetString(PyExc_TypeError, "put(layout, step, regime, metrics)");
+        return NULL;
+    }
+    if (self->busy || args[0] != self->layout || self->layout_block != self->block
+        || self->view.buf == NULL || self->at + self->bytes > self->limit
+        || self->at + self->bytes > self->view.len || !PyLong_CheckExact(args[1]))
+        Py_RETURN_NONE;
+    int overflow = 0;
+    long long step = PyLong_AsLongLongAndOverflow(args[1], &overflow);
+    if (overflow || step < 0 || step >> STEP_BITS)
+        Py_RETURN_NONE;
+    long regime = PyLong_AsLong(args[2]);
+    if (regime == -1 && PyErr_Occurred())
+        return NULL;
+
+    unsigned char *frame = (unsigned char *)self->view.buf + self->at;
+    /* Straight into the mapping: until its first word is stored, the frame is nothing. */
+    Body *body = (Body *)(frame + 8);
+    PyObject *values = take(self, args[3], body->values);
+    if (values == NULL) {
+        if (PyErr_Occurred())
+            return NULL;
+        Py_RETURN_NONE;
+    }
+    struct timespec now;
+    clock_gettime(CLOCK_REALTIME, &now);
+    body->words = (uint16_t)(self->bytes / 8);
+    body->kind = KIND_ROW;
+    body->regime = (int8_t)regime;
+    body->layout = self->layout_id;
+    body->seq = (uint64_t)self->seq + 1;
+    body->step = step;
+    body->time_ns = (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+    uint64_t crc = crc32_of(frame + 8, (size_t)self->bytes - 8, self->seed);
+    /* One aligned store comes last, and nothing above may be moved behind it. */
+    __atomic_store_n((uint64_t *)frame, crc << 32 | MARKER, __ATOMIC_RELEASE);
+    self->seq += 1;
+    self->at += self->bytes;
+    return values;
+}
+
+/* -- what rows are written with -------------------------------------------------------------- */
+
+static int
+read_integer(PyObject *object, const char *name, long long *number)
+{
+    PyObject *found = PyObject_GetAttrString(object, name);
+    if (found == NULL)
+        return -1;
+    *number = PyLong_AsLongLong(found);
+    Py_DECREF(found);
+    return *number == -1 && PyErr_Occurred() ? -1 : 0;
+}
+
+PyDoc_STRVAR(use_doc,
+"use(layout, /)\n--\n\nRows of this layout, whose names are in the block, are usual from now on.");
+
+static PyObject *
+cursor_use(Cursor *self, PyObject *layout)
+{
+    long long size, id, block, dimension;
+    if (read_integer(layout, "size", &size) < 0 || read_integer(layout, "id", &id) < 0
+        || read_integer(layout, "block", &block) < 0
+        || read_integer(layout, "dimension", &dimension) < 0)
+        return NULL;
+    PyObject *names = PyObject_GetAttrString(layout, "names");
+    if (names == NULL)
+        return NULL;
+    if (!PyTuple_CheckExact(names) || dimension != 0
+        || size != ROW_BYTES + 8 * (long long)PyTuple_GET_SIZE(names)) {
+        Py_DECREF(names);
+        PyErr_SetString(PyExc_ValueError, "a layout of plain numbers, no basin");
+        return NULL;
+    }
+    Py_XSETREF(self->names, names);
+    Py_INCREF(layout);
+    Py_XSETREF(self->layout, layout);
+    self->layout_block = block;
+    self->layout_id = (unsigned int)id;
+    self->bytes = (Py_ssize_t)size;
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(hold_doc,
+"hold(mapping, /)\n--\n\nWrite into this mapping from now on; None: let go of the last one.");
+
+static PyObject *
+cursor_hold(Cursor *self, PyObject *mapping)
+{
+    PyBuffer_Release(&self->view); /* sets buf to NULL; of nothing held: does nothing */
+    if (mapping != Py_None && PyObject_GetBuffer(mapping, &self->view, PyBUF_WRITABLE) < 0) {
+        self->view.buf = NULL;
+        return NULL;
+    }
+    Py_RETURN_NONE;
+}
+
+/* -- the type --------------------------------------------------------------------------------- */
+
+static void
+cursor_dealloc(Cursor *self)
+{
+    PyTypeObject *type = Py_TYPE(self);
+    PyBuffer_Release(&self->view);
+    Py_CLEAR(self->layout);
+    Py_CLEAR(self->names);
+    type->tp_free((PyObject *)self);
+}
+
+static PyMethodDef cursor_methods[] = {
+    {"put", (PyCFunction)(void (*)(void))cursor_put, METH_FASTCALL, put_doc},
+    {"use", (PyCFunction)cursor_use, METH_O, use_doc},
+    {"hold", (PyCFunction)cursor_hold, METH_O, hold_doc},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyMemberDef cursor_members[] = {
+    {"at", T_LONGLONG, offsetof(Cursor, at), 0, NULL},
+    {"limit", T_LONGLONG, offsetof(Cursor, limit), 0, NULL},
+    {"seq", T_LONGLONG, offsetof(Cursor, seq), 0, NULL},
+    {"block", T_LONGLONG, offsetof(Cursor, block), 0, NULL},
+    {"total", T_DOUBLE, offsetof(Cursor, total), 0, NULL},
+    {"seed", T_UINT, offsetof(Cursor, seed), 0, NULL},
+    {"busy", T_BOOL, offsetof(Cursor, busy), 0, NULL},
+    {NULL, 0, 0, 0, NULL},
+};
+
+static PyTypeObject cursor_type = {
+    PyVarObject_HEAD_INIT(NULL, 0)
+    .tp_name = "qigstore.recording.spool._cursor.Cursor",
+    .tp_doc = PyDoc_STR("Where the next row goes, and the short way to put it there."),
+    .tp_basicsize = sizeof(Cursor),
+    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE,
+    .tp_new = PyType_GenericNew,
+    .tp_dealloc = (destructor)cursor_dealloc,
+    .tp_methods = cursor_methods,
+    .tp_members = cursor_members,
+};
+
+static struct PyModuleDef module = {
+    PyModuleDef_HEAD_INIT,
+    .m_name = "qigstore.recording.spool._cursor",
+    .m_doc = PyDoc_STR("The cursor of a spool, compiled."),
+    .m_size = -1,
+};
+
+PyMODINIT_FUNC
+PyInit__cursor(void)
+{
+    make_crc_table();
+    PyObject *made = PyModule_Create(&module);
+    if (made != NULL && PyModule_AddType(made, &cursor_type) < 0)
+        Py_CLEAR(made);
+    return made;
+}
