@@ -64,7 +64,7 @@ docs: $(TEST)
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
-	rm -f qigstore/recording/spool/*.so
+	find qigstore -name '*.so' -delete
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
@@ -74,7 +74,7 @@ $(BIN)/python:
 	@$(PYTHON) -m venv $(VENV)
 
 # What is compiled as the package is installed.
-SOURCES := pyproject.toml hatch_build.py $(wildcard qigstore/*/*/*.c)
+SOURCES := pyproject.toml hatch_build.py $(wildcard qigstore/*/*.c qigstore/*/*/*.c)
 
 $(DEMO): $(SOURCES) | $(BIN)/python
 	@$(PIP) install --quiet --editable '.[demo]'

@@ -14,14 +14,16 @@ __all__ = ["version"]
 def version(as_json: Json = False) -> None:
     """Show the version; needs no database."""
     from qigstore import __version__
-    from qigstore.recording.spool.cursor import COMPILED
+    from qigstore.recording.spool import cursor
+    from qigstore.safety import statistic
 
+    compiled = cursor.COMPILED and statistic.COMPILED
     if as_json:
-        told = {"qigstore": __version__, "python": platform.python_version(), "compiled": COMPILED}
+        told = {"qigstore": __version__, "python": platform.python_version(), "compiled": compiled}
         print_json(told)
         return
     typer.echo(f"qigstore {__version__} (Python {platform.python_version()})")
-    if COMPILED:
+    if compiled:
         typer.echo("recording path: compiled")
     else:
         typer.echo(

@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Literal
 
 from qigstore.errors import InvalidInput
 from qigstore.records import Severity
+from qigstore.safety.statistic import Statistic
 
 __all__ = [
     "Action",
@@ -61,10 +62,10 @@ class Alarm:
     step: int
 
 
-class Detector:
+class Detector(Statistic):
     """Base: the numbers named in `SAVED` are all that has to survive."""
 
-    __slots__ = ("action", "metric", "name", "severity")
+    __slots__ = ()
     SAVED: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, name: str, severity: Severity, action: Action, metric: str) -> None:
@@ -143,7 +144,7 @@ class Observer(Detector, ABC):
     __slots__ = ()
 
     @abstractmethod
-    def observe(self, step: int, value: float) -> Alarm | None:
+    def observe(self, step: int, value: float, /) -> Alarm | None:
         """Take one finite value; the alarm that it raises, if any."""
 
 
@@ -221,24 +222,16 @@ class EwmaDetector(_Numbered):
     four hundred at most.
     """
 
-    __slots__ = (
-        "a", "clear_steps", "clip", "count", "covariance", "direction", "far", "far_step", "fire",
-        "floor", "floor_relative", "good", "last", "level", "mean", "run", "variance", "warm_up",
-        "warn", "warn_run", "warn_squared",
-    )  # fmt: skip
+    __slots__ = ("clear_steps", "clip", "far", "far_step", "fire", "good", "warn", "warn_run")
     SAVED = (
         "count", "covariance", "far", "far_step", "good", "last", "level", "mean", "run", "variance"
     )  # fmt: skip
-    a: float
     fire: float
     warn: float
     warn_run: int
     clip: float
-    direction: int
-    warm_up: int
     clear_steps: int
-    floor: float
-    floor_relative: float
+    observe = Statistic.take_level
 
     def __init__(
         self, name: str, severity: Severity, action: Action, metric: str, **limits: float
@@ -255,7 +248,7 @@ class EwmaDetector(_Numbered):
         """Whether an episode lasts."""
         return self.level > 0
 
-    def observe(self, step: int, value: float) -> Alarm | None:
+    def judge(self, step: int, value: float, /) -> Alarm | None:
         """Take one finite value; the alarm that it raises, if any."""
         deviation = value - self.mean
         weight = self.a
@@ -381,22 +374,12 @@ class PageHinkleyDetector(_Numbered):
     value adds more than 10 to S.
     """
 
-    __slots__ = (
-        "count", "delta", "direction", "floor", "floor_relative", "gathered", "jitter", "lam",
-        "last", "long_run", "mean", "means", "open", "scale", "total", "variance", "warm_up",
-        "weight", "wide",
-    )  # fmt: skip
+    __slots__ = ("long_run", "means")
     SAVED = (
         "count", "gathered", "jitter", "last", "long_run", "mean", "means", "open", "scale",
         "total", "variance", "wide",
     )  # fmt: skip
-    delta: float
-    lam: float
-    weight: float
-    direction: int
-    warm_up: int
-    floor: float
-    floor_relative: float
+    observe = Statistic.take_drift
 
     def __init__(
         self, name: str, severity: Severity, action: Action, metric: str, **limits: float
@@ -407,10 +390,20 @@ class PageHinkleyDetector(_Numbered):
         self.scale = _DEVIATION_MAX
         self.wide = 0.0
         self.means: deque[float] = deque(maxlen=3)
-        # The newest last; the oldest is the one in use.
+        # The newest last; the oldest, `lagged`, is the one in use.
         self.long_run: deque[float] = deque([0.0], maxlen=_LAG)
+        self.lagged = 0.0
 
-    def observe(self, step: int, value: float) -> Alarm | None:
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state` gave.
+
+        Raises:
+            InvalidInput: a number is missing or is none.
+        """
+        super().restore(state)
+        self.lagged = self.long_run[0]
+
+    def judge(self, step: int, value: float, /) -> Alarm | None:
         """Take one finite value; the alarm that it raises, if any."""
         self.count = count = self.count + 1
         if count & 3:
@@ -461,9 +454,10 @@ class PageHinkleyDetector(_Numbered):
         seen, before = 32.0 * bend * bend / 6.0, self.long_run[-1]
         weight = max(16.0 * self.weight, 32.0 / self.count)
         self.long_run.append(before + weight * (seen - before))
+        self.lagged = self.long_run[0]
 
     def _rescale(self) -> None:
-        noise = math.sqrt(max(self.jitter, self.variance, self.long_run[0]))
+        noise = math.sqrt(max(self.jitter, self.variance, self.lagged))
         if self.count < _KNOWN:
             noise *= 4.0 - 3.0 * self.count / _KNOWN
         scale = max(noise, self.floor_relative * abs(self.mean), self.floor)

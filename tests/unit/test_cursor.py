@@ -5,11 +5,8 @@ from __future__ import annotations
 import math
 import os
 import random
-import shutil
 import struct
-import subprocess
 import sys
-import sysconfig
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -30,7 +27,6 @@ from qigstore.recording.spool.cursor import COMPILED
 from qigstore.recording.spool.frame import KIND_ROW, MARKER, Layout
 from qigstore.recording.spool.reader import SpoolReader
 
-TESTS = Path(__file__).parents[1]
 NAMES = ("loss", "lr", "Δ", "m3", "m4")
 
 
@@ -57,15 +53,6 @@ def ready(spool: Spool, names: tuple[str, ...] = NAMES) -> Layout:
 def state(spool: Spool) -> tuple[int, int, bytes]:
     """Where the spool is, and the first word of the frame that comes next."""
     return spool.at, spool.seq, bytes(spool.map[spool.at : spool.at + 8])
-
-
-def test_where_there_is_a_compiler_the_cursor_is_compiled() -> None:
-    headers = Path(sysconfig.get_paths()["include"], "Python.h")
-    if shutil.which("cc") is None or not headers.exists():
-        pytest.skip("no C compiler, or no headers of Python")
-    if os.environ.get("QIGSTORE_PURE_PYTHON"):
-        pytest.skip("QIGSTORE_PURE_PYTHON asks for the other one")
-    assert COMPILED, "install the package again: its part in C was not compiled"
 
 
 def any_number(rng: random.Random) -> Any:
@@ -255,19 +242,3 @@ def test_misuse_is_an_error_and_no_crash(spool: Spool, wrong: Any) -> None:
     with pytest.raises(TypeError):
         spool.put(wrong)  # type: ignore[call-arg]
     assert spool.put(wrong, 1, -1, {}) is None
-
-
-def test_the_recording_path_in_python_passes_the_same_tests() -> None:
-    if not COMPILED:
-        pytest.skip("this is that path already")
-    files = [TESTS / "unit" / f"test_{name}.py" for name in ("cursor", "recorder", "spool")]
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *map(str, files)]
-    done = subprocess.run(
-        command,
-        check=False,
-        env={**os.environ, "QIGSTORE_PURE_PYTHON": "1"},
-        capture_output=True,
-        text=True,
-        timeout=250,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr

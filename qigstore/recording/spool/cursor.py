@@ -1,17 +1,16 @@
 """The cursor of a spool: where the next row goes, and the short way to put it there.
 
-There are two, which write the same bytes: one in C, made where a compiler is found as the package
-is installed, and this one. `QIGSTORE_PURE_PYTHON=1` takes this one; `qigstore version` says which.
+There are two, which write the same bytes: this one, and one in C (see `qigstore/compiled.py`).
 """
 
 from __future__ import annotations
 
 import mmap
-import os
 import struct
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from qigstore.compiled import compiled_or
 from qigstore.recording.values import STEP_BITS
 
 if TYPE_CHECKING:
@@ -76,12 +75,8 @@ class PurePythonCursor:
         """Write into this mapping from now on; None: let go of the last one."""
 
 
-COMPILED = False
-Cursor = PurePythonCursor
-if not TYPE_CHECKING and not os.environ.get("QIGSTORE_PURE_PYTHON"):
-    try:
-        from qigstore.recording.spool._cursor import Cursor
-    except ImportError:
-        pass
-    else:
-        COMPILED = True
+if TYPE_CHECKING:
+    Cursor = PurePythonCursor
+else:
+    Cursor = compiled_or(PurePythonCursor, "qigstore.recording.spool._cursor")
+COMPILED = Cursor is not PurePythonCursor
