@@ -483,5 +483,6 @@ def test_a_notice_is_said_once_by_the_next_row(
     spool.notify("another process took over")
     for step in range(3):
         recorder.record(step, {"loss": 1.0})
-    assert [record.getMessage() for record in caplog.records] == ["another process took over"]
+    said = [record.getMessage() for record in caplog.records]
+    assert said.count("another process took over") == 1
     assert len(rows_of(spool)) == 4
