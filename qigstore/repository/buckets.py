@@ -156,7 +156,7 @@ def _summary(
 
 
 def _mean(shares: Floats, first: Counts, low: Floats, high: Floats) -> Floats:
-    """The sum of each bucket's shares, which rounding does not take beyond its extremes, or to ∞."""
+    """The sum of each bucket's shares; rounding takes it beyond no extreme, and not to ∞."""
     return np.clip(_sums(shares, first), low, high)
 
 
