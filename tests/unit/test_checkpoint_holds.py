@@ -204,7 +204,7 @@ class Crowd:
             except Exception as error:
                 self.problems.append(error)
 
-        self._threads.append(threading.Thread(target=run))
+        self._threads.append(threading.Thread(target=run, daemon=True))
         self._threads[-1].start()
 
     def read(self, mine: CheckpointManager) -> None:

@@ -456,6 +456,7 @@ def test_a_handler_may_record_at_any_moment_of_record(
     assert steps == [*range(step), *range(10**6 + 1, 10**6 + heard + 1)]
 
 
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # 3.12: a fork beside threads
 def test_a_forked_child_records_nothing_and_does_not_fail(
     spool: Spool, recorder: Recorder[Any]
 ) -> None:
