@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import hypothesis
 import psycopg
 import pytest
 from places import new_database, short_folder
@@ -27,6 +28,17 @@ if TYPE_CHECKING:
     from qigstore.database.engine import Database
 
 SEED = int(os.environ.get("QIGSTORE_TEST_SEED") or random.SystemRandom().getrandbits(32))
+# How long a busy machine takes to draw or to try an example, and what it drew, breaks no promise.
+hypothesis.settings.register_profile(
+    "qigstore",
+    deadline=None,
+    suppress_health_check=[
+        hypothesis.HealthCheck.too_slow,
+        hypothesis.HealthCheck.data_too_large,
+        hypothesis.HealthCheck.filter_too_much,
+    ],
+)
+hypothesis.settings.load_profile("qigstore")
 CONTAINER_IMAGE = os.environ.get("QIGSTORE_TEST_IMAGE", "postgres:17-alpine")
 
 

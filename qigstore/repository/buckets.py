@@ -110,8 +110,8 @@ def widen(buckets: Buckets, width: int) -> Buckets:
     empty = buckets.finite == 0
     least, most = (np.where(empty, o, v) for o, v in ((np.inf, buckets.low),
                                                       (-np.inf, buckets.high)))  # fmt: skip
-    mean = np.add.reduceat(np.where(empty, 0.0, buckets.mean) * share, first, axis=0)
     low, high = np.minimum.reduceat(least, first, axis=0), np.maximum.reduceat(most, first, axis=0)
+    mean = _mean(np.where(empty, 0.0, buckets.mean) * share, first, low, high)
     low, high, mean = (np.where(finite > 0, part, np.nan) for part in (low, high, mean))
     return Buckets(index[first] * width, rows, buckets.places, low, high, mean, finite, nans, infs)
 
@@ -148,11 +148,16 @@ def _summary(
     mean = sums / divisor
     if not np.isfinite(mean).all():  # the sum overflowed, the mean does not
         each = np.repeat(divisor, _lengths(first, shares), axis=0)
-        mean = np.add.reduceat(shares / each, first, axis=0)
+        mean = _mean(shares / each, first, low, high)
     none = finite == 0
     if none.any():
         low, high, mean = (np.where(none, np.nan, part) for part in (low, high, mean))
     return low, high, mean
+
+
+def _mean(shares: Floats, first: Counts, low: Floats, high: Floats) -> Floats:
+    """The sum of each bucket's shares; rounding takes it beyond no extreme, and not to ∞."""
+    return np.clip(_sums(shares, first), low, high)
 
 
 def _firsts(index: Counts) -> Counts:

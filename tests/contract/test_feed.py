@@ -11,12 +11,13 @@ from uuid import UUID, uuid4
 
 import psycopg
 import pytest
+from processes import wait_until
 from senders import Sender
 
 from qigstore.database.engine import Database
 from qigstore.records import Checkpoint, Event
 from qigstore.repository import Store
-from qigstore.repository.feed import Look, Mark, Progress, Seen, WriterKey
+from qigstore.repository.feed import Mark, Progress, Seen, WriterKey
 
 pytest_plugins = ["ways"]
 
@@ -94,12 +95,14 @@ def test_overlapping_transactions_that_commit_in_any_order(
             else:
                 follower.read()
         for connection in open_ones:
+            for _ in range(3):
+                connection.execute(ADD, (uuid4(), sender.id))
             connection.commit()
     follower.read()
     with any_store.database.begin() as reading:
         found = reading.exec_driver_sql("SELECT id, changed_in FROM qigstore.change")
         stored = {row[0]: row[1] for row in found}
-    assert len(stored) > 10
+    assert len(stored) >= 12
     assert follower.had == stored
     assert follower.repeats == []
 
@@ -255,21 +258,20 @@ def test_a_batch_and_an_event_are_heard_once_committed(any_database: Database) -
     with store.feed.listening() as heard:
         assert not heard(0.0)
         sender.send([0, 1])
-        assert heard(10.0)
+        assert heard(60.0)
         store.events.add(
             Event(
                 id=uuid4(), session_id=sender.id, attempt=1, rank=0, step=None, rule="r",
                 severity="info", message="m", raised_at=datetime.now(UTC),
             )
         )  # fmt: skip
-        assert heard(10.0)
+        assert heard(60.0)
         assert not heard(0.0)
 
 
 def test_a_look_says_whether_a_crash_could_undo_it(any_store: Store) -> None:
-    any_store.feed.make_durable()
-    looks: list[Look] = []
-    while not any(look.durable for look in looks):
+    def durable() -> bool:
         any_store.feed.make_durable()
-        looks.append(any_store.feed.look())
-        assert len(looks) < 100
+        return any_store.feed.look().durable  # unless somebody else logged something meanwhile
+
+    wait_until(durable, "what was logged is on the disk", 60)

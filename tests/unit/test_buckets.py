@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import sys
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -42,6 +44,16 @@ def test_the_way_up_does_not_matter(
 def test_a_mean_does_not_overflow_where_the_sum_does() -> None:
     found = of([(0, 1.7e308, -1.7e308)] * 3, 4)
     assert found.mean.tolist() == [[-1.7e308, 1.7e308]]
+
+
+@pytest.mark.parametrize("count", [2, 3, 5, 6, 7, 10, 60])
+def test_a_mean_of_the_greatest_numbers_is_no_infinity(count: int) -> None:
+    most = sys.float_info.max  # thirds of it add up to more than there is
+    rows = [(step, most, -most) for step in range(count)]
+    whole = of(rows, 64)
+    assert whole.mean.tolist() == [[-most, most]]
+    assert_same(widen(of(rows, 1), 64), whole)
+    assert_same(join_buckets([of(rows[:1], 8), of(rows[1:], 8)], 64), whole)
 
 
 def test_what_is_not_finite_is_counted_and_left_out() -> None:

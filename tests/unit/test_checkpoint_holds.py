@@ -11,6 +11,7 @@ from uuid import UUID, uuid4
 
 import numpy as np
 import pytest
+from processes import wait_until
 
 from qigstore.checkpoints import CheckpointManager, CheckpointStore, Retention
 from qigstore.checkpoints.disk import Disk
@@ -203,7 +204,7 @@ class Crowd:
             except Exception as error:
                 self.problems.append(error)
 
-        self._threads.append(threading.Thread(target=run))
+        self._threads.append(threading.Thread(target=run, daemon=True))
         self._threads[-1].start()
 
     def read(self, mine: CheckpointManager) -> None:
@@ -240,6 +241,7 @@ def test_two_pruners_and_a_reader_at_once_lose_nothing(tmp_path: Path, rng: rand
             except NotFound:
                 continue  # a pruner was faster: the one before it was better
             pinned = step
+    wait_until(lambda: crowd.right or crowd.problems, "the reader has loaded one", 60)
     crowd.end()
     assert crowd.problems == []
     saver.prune()

@@ -25,7 +25,7 @@ from qigstore.safety import (
 )
 from qigstore.safety.emergency import bounded
 
-LIMIT_S = 30.0
+LIMIT_S = 60.0
 ABORT = Alarm("collapse", "critical", "phi", 0.3, 0.5, "phi = 0.3 is below 0.5", "abort", 12)
 RECORD = Alarm("jump", "warning", "loss", 9.0, 5.0, "loss jumped", "record", 3)
 CHECKPOINT = Alarm("drift", "warning", "basin_distance", 0.4, 0.3, "drifts", "checkpoint", 5)
@@ -255,17 +255,17 @@ warnings.simplefilter("ignore", DeprecationWarning)
 from qigstore.safety import Alarm, Emergency, Origin
 emergency = Emergency(Origin(1, 1), write_event=lambda e: print("wrote", os.getpid(), flush=True))
 alarm = Alarm("r", "critical", "m", 1.0, 0.0, "x", "abort", 1)
-emergency.raise_alarm(alarm); emergency.close(5)
+emergency.raise_alarm(alarm); assert emergency.close(60)
 again = Emergency(Origin(1, 1), write_event=lambda e: print("wrote", os.getpid(), flush=True))
 pid = os.fork()
 if pid == 0:
     again.raise_alarm(alarm)
-    os._exit(0 if again.stop.requested and again.close(5) else 1)
+    os._exit(0 if again.stop.requested and again.close(60) else 1)
 assert os.waitpid(pid, 0)[1] == 0
 print("parent", os.getpid())
 """
     done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=120
     )
     wrote, parent = done.stdout.splitlines()
     assert wrote.split()[1] == parent.split()[1]
@@ -375,20 +375,18 @@ def test_a_callback_may_ask_and_abort_the_handler_that_calls_it() -> None:
 
 
 def test_a_callback_that_wants_a_lock_of_its_caller_is_bounded() -> None:
-    lock, called = threading.Lock(), threading.Event()
+    lock, called, aborted = threading.Lock(), threading.Event(), []
 
     def save() -> None:
         called.set()
         with lock:
             raise AssertionError("the training holds it")
 
-    def abort() -> None:
-        called.clear()
-
-    handler = EmergencyAbortHandler(save, abort, callback_limit_s=0.05)
+    handler = EmergencyAbortHandler(save, lambda: aborted.append(1), callback_limit_s=0.05)
     with lock:
         handler.check_telemetry(ConsciousnessTelemetry(phi=0.3))
-        assert not called.is_set()  # the second callback ran
+        assert aborted == [1]  # the second callback ran
+        assert called.wait(LIMIT_S)
         assert [(f.name, f.status) for f in handler.failures] == [
             ("checkpoint_callback", "timed out")
         ]

@@ -21,7 +21,7 @@ from qigstore.errors import ConfigurationError
 from qigstore.records import Event
 from qigstore.safety.notify import Notifier
 
-LIMIT_S = 30.0
+LIMIT_S = 60.0
 EVENT = Event(
     uuid4(), 1, 2, 0, 35, "loss finite", "critical", "loss = nan; $(touch owned) `x` {rule}",
     datetime.now(UTC), metric="loss", value=math.nan,
@@ -37,7 +37,8 @@ def command(path: Path, *words: str) -> str:
 
 
 def test_a_command_gets_the_event_as_json_and_its_words_without_a_shell(tmp_path: Path) -> None:
-    notifier = Notifier("ocean", command=command(tmp_path / "out", "{rule}", "'{message} !'"))
+    words = command(tmp_path / "out", "{rule}", "'{message} !'")
+    notifier = Notifier("ocean", command=words, limit_s=LIMIT_S)
     notifier.notify(EVENT)
     assert notifier.close(LIMIT_S)
     document, rule, message = (tmp_path / "out").read_text().split("|")
@@ -57,37 +58,33 @@ def test_only_what_is_bad_enough_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "kind"),
+    ("words", "limit_s", "kind"),
     [
-        (f"{sys.executable} -c 'import time; time.sleep(60)'", "TimeoutExpired"),
-        (f"{sys.executable} -c 'raise SystemExit(3)'", "CalledProcessError"),
-        ("/nonexistent/program", "FileNotFoundError"),
+        (f"{sys.executable} -c 'import time; time.sleep(600)'", 0.5, "TimeoutExpired"),
+        (f"{sys.executable} -c 'raise SystemExit(3)'", LIMIT_S, "CalledProcessError"),
+        ("/nonexistent/program", LIMIT_S, "FileNotFoundError"),
     ],
 )
 def test_a_command_that_hangs_fails_or_is_not_there_is_counted_and_logged(
-    words: str, kind: str, caplog: pytest.LogCaptureFixture
+    words: str, limit_s: float, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    notifier = Notifier("s", command=words, limit_s=0.5)
+    notifier = Notifier("s", command=words, limit_s=limit_s)
     notifier.notify(EVENT)
     assert notifier.close(LIMIT_S)
     assert (notifier.told, notifier.failed) == (0, 1)
     assert kind in caplog.text
 
 
-def test_a_hook_that_hangs_is_never_waited_for_and_what_waits_is_bounded() -> None:
-    notifier = Notifier("s", command=f"{sys.executable} -c 'import time; time.sleep(60)'")
-    for _ in range(150):
-        notifier.notify(EVENT)
-    assert notifier.dropped >= 49
-    assert not notifier.close(0.01)
-
-
 @contextmanager
-def server(status: int, **head: str) -> Iterator[tuple[str, list[Any]]]:
+def server(
+    status: int, gate: threading.Event | None = None, **head: str
+) -> Iterator[tuple[str, list[Any]]]:
+    """A webhook's address, and what came there; it answers once the gate is open."""
     got: list[Any] = []
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
+            assert gate is None or gate.wait(LIMIT_S)
             got.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
             self.send_response(status)
             for name, value in head.items():
@@ -110,9 +107,24 @@ def server(status: int, **head: str) -> Iterator[tuple[str, list[Any]]]:
         listening.server_close()
 
 
+def test_a_hook_that_hangs_is_never_waited_for_and_what_waits_is_bounded() -> None:
+    gate = threading.Event()
+    with server(204, gate) as (url, got):
+        notifier = Notifier("s", url=url, limit_s=2 * LIMIT_S)
+        for _ in range(150):
+            notifier.notify(EVENT)
+        dropped = notifier.dropped
+        assert dropped in {49, 50}  # 100 wait, and one may be on its way
+        assert not notifier.close(0.01)
+        assert got == []
+        gate.set()  # no thread of this test outlives it
+        assert notifier.close(LIMIT_S)
+    assert (len(got), notifier.told, notifier.failed) == (150 - dropped, 150 - dropped, 0)
+
+
 def test_a_webhook_gets_the_event_as_json() -> None:
     with server(204) as (url, got):
-        notifier = Notifier("ocean", url=url)
+        notifier = Notifier("ocean", url=url, limit_s=LIMIT_S)
         notifier.notify(EVENT)
         assert notifier.close(LIMIT_S)
     assert notifier.told == 1
@@ -123,7 +135,7 @@ def test_a_webhook_that_sends_us_elsewhere_or_refuses_is_a_failure_without_its_s
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     with server(200) as (other, reached), server(302, Location=other) as (url, got):
-        notifier = Notifier("s", url=url)
+        notifier = Notifier("s", url=url, limit_s=LIMIT_S)
         notifier.notify(EVENT)
         assert notifier.close(LIMIT_S)
     assert (len(got), reached) == (1, [])

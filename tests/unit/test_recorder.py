@@ -456,6 +456,7 @@ def test_a_handler_may_record_at_any_moment_of_record(
     assert steps == [*range(step), *range(10**6 + 1, 10**6 + heard + 1)]
 
 
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # 3.12: a fork beside threads
 def test_a_forked_child_records_nothing_and_does_not_fail(
     spool: Spool, recorder: Recorder[Any]
 ) -> None:
@@ -483,5 +484,6 @@ def test_a_notice_is_said_once_by_the_next_row(
     spool.notify("another process took over")
     for step in range(3):
         recorder.record(step, {"loss": 1.0})
-    assert [record.getMessage() for record in caplog.records] == ["another process took over"]
+    said = [record.getMessage() for record in caplog.records]
+    assert said.count("another process took over") == 1
     assert len(rows_of(spool)) == 4

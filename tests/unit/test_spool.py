@@ -9,6 +9,7 @@ import random
 import resource
 import struct
 import threading
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from uuid import uuid4
@@ -153,13 +154,21 @@ def test_rows_after_a_sync_find_their_pages_ready(tmp_path: Path) -> None:
         return resource.getrusage(resource.RUSAGE_THREAD).ru_minflt - before
 
     row = dict.fromkeys("abcdefghijklmnopqrst", 1.0)
+
+    def ready(prepare: Callable[[], object]) -> bool:
+        """Whether it is so once: the kernel may take pages back, to write or to move them."""
+        for _ in range(10):
+            prepare()
+            if faults(300) < 4:
+                return True
+        return False
+
     faults(2000)  # the interpreter's own memory
-    unready = faults(300)  # 60,000 bytes, in pages of one fault each
-    spool.sync()
-    assert unready > 12
-    assert faults(300) < 4
-    spool.prepare()
-    assert faults(300) < 4
+    assert faults(300) > 12  # 60,000 bytes, in pages of one fault each
+    assert ready(spool.sync)
+    faults(1_000)  # past all that was made ready
+    assert faults(300) > 12
+    assert ready(spool.prepare)
 
 
 def test_a_reader_goes_on_where_it_was_and_can_go_back(tmp_path: Path) -> None:
@@ -316,6 +325,7 @@ def test_the_lock_says_who_lives(tmp_path: Path) -> None:
         acquire_lock(spool.folder)
 
 
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # 3.12: a fork beside threads
 def test_a_forked_child_has_nothing_of_the_spool(tmp_path: Path) -> None:
     spool = Spool.create(tmp_path, identity())
     append(spool, 1, loss=1.0)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
@@ -31,6 +32,16 @@ def in_loop(test: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], None]
 
     run.__name__ = test.__name__
     return run
+
+
+@contextmanager
+def one_moment() -> Iterator[None]:
+    """The loop's clock stands still: what is told in here comes at once, however long it takes."""
+    loop = asyncio.get_running_loop()
+    now = loop.time()
+    with pytest.MonkeyPatch.context() as clock:
+        clock.setattr(loop, "time", lambda: now)
+        yield
 
 
 def page(first: int, last: int) -> Page:
@@ -67,10 +78,11 @@ async def test_every_row_comes_at_once_where_all_are_asked_for() -> None:
 async def test_what_comes_faster_waits_as_one_bucket_and_is_not_yet_had() -> None:
     channel = opened(rate=10)
     subscriber = channel.attach()
-    channel.take_rows(KEY, "ocean", page(1, 1))  # the first goes at once
-    for n in range(2, 202):
-        channel.take_rows(KEY, "ocean", page(n, n))
-    assert channel.position.marks == {KEY: Mark(1, 1)}
+    with one_moment():
+        channel.take_rows(KEY, "ocean", page(1, 1))  # the first goes at once
+        for n in range(2, 202):
+            channel.take_rows(KEY, "ocean", page(n, n))
+        assert channel.position.marks == {KEY: Mark(1, 1)}
     first, second = await had(subscriber, 2)
     assert first["data"]["parts"][0]["rows"][0]["metrics"] == {"loss": 1.0}
     (part,) = second["data"]["parts"]
@@ -118,11 +130,11 @@ async def test_a_part_too_large_for_one_envelope_is_several() -> None:
     keys = [WriterKey(1, 1, rank) for rank in range(4)]
     channel = Channel(Subscription.of({"rate": 1}), STORE, START, {k: Mark() for k in keys})
     subscriber = channel.attach()
-    channel.take_rows(keys[0], "ocean", page(1, 1))
     with pytest.MonkeyPatch.context() as limits:
         limits.setattr(channels, "_POINTS_AN_ENVELOPE", 2)
-        for key in keys[1:]:
-            channel.take_rows(key, "ocean", page(1, 1))
+        with one_moment():
+            for key in keys:
+                channel.take_rows(key, "ocean", page(1, 1))
         _, *rest = await had(subscriber, 3)
     assert [len(one["data"]["parts"]) for one in rest] == [2, 1]
     # Each envelope's place is that of itself, not of the whole flush.
