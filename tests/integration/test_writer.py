@@ -269,11 +269,12 @@ with Store(Database(sys.argv[3])) as store:
 """
 
 
+@pytest.mark.timeout(900)
 def test_a_long_outage_costs_bounded_memory_and_so_does_catching_up(
     dsn: str, tmp_path: Path
 ) -> None:
     here = Path(__file__).parent
-    print(run_python(OUTAGE, here, here.parent, dsn, tmp_path / "spool"))
+    print(run_python(OUTAGE, here, here.parent, dsn, tmp_path / "spool", limit_s=800))
 
 
 def test_lag_is_the_age_of_the_oldest_waiting_row_even_when_there_is_always_one(line: Line) -> None:
