@@ -17,9 +17,13 @@ from qigstore.cli import main
 
 
 def environment(home: Path, dsn: str | None = None, **more: str) -> dict[str, str]:
-    """An environment with this data folder and database, and nothing else of qigstore's."""
+    """An environment with this data folder and database, and else the patience of a busy machine.
+
+    Nobody's verdict is to hang on how long a server is kept waiting by other tests.
+    """
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("QIGSTORE_", "PG"))}
-    named = {} if dsn is None else {"QIGSTORE_DSN": dsn}
+    named = {"QIGSTORE_CONNECT_TIMEOUT_S": "60", "QIGSTORE_STATEMENT_TIMEOUT_S": "180"}
+    named |= {} if dsn is None else {"QIGSTORE_DSN": dsn}
     return {**kept, "QIGSTORE_HOME": str(home), "COLUMNS": "80", **named, **more}
 
 

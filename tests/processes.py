@@ -76,10 +76,12 @@ def python(
     )
 
 
-def run_python(code: str, *arguments: object, before: Sequence[str] = ()) -> str:
+def run_python(
+    code: str, *arguments: object, before: Sequence[str] = (), limit_s: float = 120
+) -> str:
     """Run it to its end and return what it printed; fails with what it said where it failed."""
     with python(code, *arguments, before=before) as child:
-        out, err = child.communicate(timeout=120)
+        out, err = child.communicate(timeout=limit_s)
     assert child.returncode == 0, err
     return out
 

@@ -18,18 +18,17 @@ TIMEOUT_S = 60
 Key = tuple[str, int, int]
 
 
-def free_port() -> int:
-    """A port that nobody listens at now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 class Served:
-    """`qigstore serve` at a port of its own; can be killed and started again."""
+    """`qigstore serve` at a port of its own; can be killed and started again.
+
+    Bound and not listened at, the port is given to nobody; a server that may share it listens.
+    """
 
     def __init__(self, env: Mapping[str, str], *options: str) -> None:
-        self.port = free_port()
+        self._place = socket.socket()
+        self._place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._place.bind(("127.0.0.1", 0))
+        self.port = int(self._place.getsockname()[1])
         self._env, self._options = env, options
         self.process: subprocess.Popen[str] | None = None
 
@@ -46,6 +45,7 @@ class Served:
     def start(self) -> None:
         """Start it, and wait until it listens."""
         command = [sys.executable, "-m", "qigstore", "serve", "--port", str(self.port)]
+        command += ["--statement-timeout", "60"]  # nor may it be silent amid one for long
         self.process = subprocess.Popen(
             [*command, *self._options], cwd=REPOSITORY, env=dict(self._env), text=True,
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
@@ -53,6 +53,10 @@ class Served:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         assert re.search(rf":{self.port}\b", line), f"it does not listen: {line!r}"
+
+    def leave(self) -> None:
+        """Give the port back."""
+        self._place.close()
 
     def kill(self) -> None:
         """SIGKILL."""
@@ -76,13 +80,13 @@ class Served:
 def serving(env: Mapping[str, str], *options: str) -> Iterator[Served]:
     """A server, killed at the end if it still lives."""
     served = Served(env, *options)
-    served.start()
     try:
+        served.start()
         yield served
     finally:
-        assert served.process is not None
-        if served.process.poll() is None:
+        if served.process is not None and served.process.poll() is None:
             served.kill()
+        served.leave()
 
 
 @dataclass

@@ -27,7 +27,7 @@ from qigstore.database.embedded_binaries import find_binaries
 from qigstore.database.embedded_places import USER, Places, failure
 from qigstore.errors import EmbeddedServerError
 
-__all__ = ["EmbeddedServer", "ServerStatus", "free_port", "status", "stop"]
+__all__ = ["EmbeddedServer", "ServerStatus", "kept_port", "status", "stop"]
 
 _DEFAULT_PORT = 5432
 _START_LIMIT_S = 120.0
@@ -111,11 +111,16 @@ def _answers(folder: Path, port: int) -> bool:
     return answer[:1] == b"R" or b"\0C53300\0" in answer
 
 
-def free_port() -> int:
-    """A TCP port of 127.0.0.1 that nothing listens on at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+@contextlib.contextmanager
+def kept_port() -> Iterator[int]:
+    """A free TCP port of 127.0.0.1, which meanwhile goes to no one but a server that shares it.
+
+    Bound and not listened at, the kernel gives it to nobody; PostgreSQL may listen all the same.
+    """
+    with socket.socket() as place:
+        place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        place.bind(("127.0.0.1", 0))
+        yield int(place.getsockname()[1])
 
 
 def _keeper_state(places: Places) -> dict[str, Any] | None:
@@ -261,11 +266,17 @@ class EmbeddedServer:
             return state
 
     def _launch(self) -> None:
+        if self.tcp_port == 0:
+            with kept_port() as port:
+                self._launch_at(port)
+        else:
+            self._launch_at(self.tcp_port or _DEFAULT_PORT)
+
+    def _launch_at(self, port: int) -> None:
         places = self.places
         binaries = find_binaries(places.root, self.pg_bin, major=places.cluster_major())
         places.make_password()
         places.make_socket_folder()
-        port = _DEFAULT_PORT if self.tcp_port is None else self.tcp_port or free_port()
         job = (
             *(places.root, binaries.folder, binaries.major, places.sockets, port),
             *("" if self.tcp_port is None else "127.0.0.1", binaries.locale_flags),

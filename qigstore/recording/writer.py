@@ -97,7 +97,7 @@ class Writer:
             rows_max=batch_rows_max,
         )
         self._flush_interval_s = flush_interval_s
-        self._failures = 0
+        self._failures = self._acked = 0
         self._abreast_at = monotonic()
         self._error: str | None = None
         self._stale = False
@@ -146,15 +146,16 @@ class Writer:
                     break
                 self._spool.release(self._shipper.acked)
         except StaleWriter as stale:
-            self._stale = True
             self._spool.notify(str(stale))
-            self._tell(stale)
+            self._tell(stale, stale=True)
         except Exception as error:
             # Nothing is lost: the rows are in the spool, and the error is in `health`.
             self._tell(error)
 
-    def _tell(self, error: Exception | None) -> None:
+    def _tell(self, error: Exception | None, *, stale: bool = False) -> None:
+        # What came of it and why, in one: who waits for the one asks for the other at once.
         with self._news:
+            self._acked, self._stale = self._shipper.acked, self._stale or stale
             if error is None:
                 self._failures, self._error = 0, None
             else:
@@ -184,7 +185,7 @@ class Writer:
         deadline = monotonic() + timeout_s
         self._wake.set()
         with self._news:
-            while self._shipper.acked < target:
+            while self._acked < target:
                 left = deadline - monotonic()
                 if left <= 0 or self._stale or not self._thread.is_alive():
                     raise self._not_stored(target, timeout_s)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from processes import wait_until
 
-from qigstore.checkpoints import CheckpointManager, CheckpointStore, Retention
+from qigstore.checkpoints import CheckpointManager, CheckpointStore, Retention, keeper
 from qigstore.checkpoints.disk import Disk
 from qigstore.checkpoints.format import PAYLOAD
 from qigstore.errors import (
@@ -37,6 +37,11 @@ class Away:
         if self.cut:
             raise StoreUnavailable("postgresql://nowhere", "connection refused")
         return getattr(self.rows, name)
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keeper, "_ROW_WAIT_S", 120.0)  # a row follows at once, or the disk is slow
 
 
 @pytest.fixture
@@ -184,17 +189,18 @@ def test_a_slow_database_holds_up_no_save(
 
     class Slow(Away):
         def __getattr__(self, name: str) -> Any:
-            gate.wait(60)
+            gate.wait()
             return super().__getattr__(name)
 
-    manager = manager_of(tmp_path, Slow(store.checkpoints), session, save_wait_s=30)
+    manager = manager_of(tmp_path, Slow(store.checkpoints), session, save_wait_s=120)
     keys = {manager.save(state(step), step=step, phi=0.5) for step in range(5)}
     wanted = {0, 1, 2, 3, 4}
-    wait_until(lambda: set(manager.store.ids("ocean")) >= keys, "five folders")
+    wait_until(lambda: set(manager.store.ids("ocean")) >= keys, "five folders", 60)
     assert store.checkpoints.list(session.id) == []
     gate.set()
     manager.close()
-    assert {row.step for row in store.checkpoints.list(session.id)} == wanted
+    wait_until(lambda: {row.step for row in store.checkpoints.list(session.id)} == wanted,
+               "five rows", 60)  # fmt: skip
 
 
 def test_reconcile_gives_folders_their_rows_and_is_repeatable(

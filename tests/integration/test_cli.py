@@ -341,7 +341,7 @@ def terminal(env: dict[str, str], *words: str) -> Iterator[tuple[int, Any]]:
         os.close(ours)
 
 
-def read_until(descriptor: int, words: str, limit_s: float = 60.0) -> str:
+def read_until(descriptor: int, words: str, limit_s: float = 120.0) -> str:
     end, text = time.monotonic() + limit_s, b""
     while words.encode() not in text or not words:
         ready, _, _ = select.select([descriptor], [], [], max(0.0, end - time.monotonic()))
@@ -373,7 +373,7 @@ def test_the_prompt_answers_when_there_is_no_psql(world: dict[str, str], tmp_pat
         os.write(descriptor, b"select * from nowhere;\n")
         assert "does not exist" in read_until(descriptor, "qigstore=> ")
         os.write(descriptor, b"\\q\n")
-        assert process.wait(60) == 0
+        assert process.wait(120) == 0
 
 
 def test_psql_of_the_embedded_server_opens_read_only(home: Path) -> None:
@@ -387,7 +387,7 @@ def test_psql_of_the_embedded_server_opens_read_only(home: Path) -> None:
         os.write(descriptor, b"create table t ();\n")
         read_until(descriptor, "read-only")
         os.write(descriptor, b"\\q\n")
-        assert process.wait(60) == 0
+        assert process.wait(120) == 0
 
 
 def test_completion_names_sessions_and_starts_no_server(
@@ -398,8 +398,12 @@ def test_completion_names_sessions_and_starts_no_server(
         "COMP_WORDS": "qigstore sessions show oc",
         "COMP_CWORD": "3",
     }
-    done = process({**world, **asked})
-    assert NAME in done.stdout.splitlines()
+
+    def answered() -> bool:
+        """A shell does not wait: a database that takes longer than a moment has no names."""
+        return NAME in process({**world, **asked}).stdout.splitlines()
+
+    wait_until(answered, "the name of a session", 120)
     idle = process({**environment(tmp_path), **asked})
     assert idle.returncode == 0
     assert idle.stdout.strip() == ""

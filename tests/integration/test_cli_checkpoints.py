@@ -14,7 +14,7 @@ import pytest
 import safetensors.numpy
 from commands import data, environment, run
 
-from qigstore.checkpoints import CheckpointManager, CheckpointStore, Retention
+from qigstore.checkpoints import CheckpointManager, CheckpointStore, Retention, keeper
 from qigstore.checkpoints.format import MANIFEST, PAYLOAD
 from qigstore.checkpoints.holds import in_use
 from qigstore.records import Event
@@ -58,7 +58,8 @@ class World:
 
 
 @pytest.fixture
-def world(home: Path, dsn: str, store: Store) -> Iterator[World]:
+def world(home: Path, dsn: str, store: Store, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    monkeypatch.setattr(keeper, "_ROW_WAIT_S", 120.0)  # a row follows at once, or the disk is slow
     made = World(home, dsn, store)
     yield made
     made.manager.close()

@@ -33,7 +33,9 @@ def world(server_dsn: str, template: str) -> Iterator[dict[str, str]]:
         with qigstore.session(NAME, rules={"rules": []}, dsn=dsn, home=home, quiet=True) as ended:
             for step in range(40):
                 ended.record(step, loss=math.nan if step == 3 else 1.0 - step / 40, phi=0.5)
-        with qigstore.session("living", rules={"rules": []}, dsn=dsn, home=home) as living:
+        with qigstore.session(
+            "living", rules={"rules": []}, dsn=dsn, home=home, heartbeat_limit_s=3600.0
+        ) as living:
             for step in range(10):
                 living.record(step, loss=float(step))
             living.flush()

@@ -15,6 +15,8 @@ import numpy as np
 import psycopg
 import pytest
 from exchanged import SUFFIXES, fill, roots_of, session_of, telemetry_of
+from places import new_database
+from processes import run_python
 
 import qigstore
 from qigstore.errors import ConfigurationError, InvalidInput, StoreUnavailable
@@ -221,27 +223,54 @@ def test_an_export_shows_one_moment_while_the_run_goes_on(
     assert report.rows == 5000
 
 
-def test_memory_does_not_grow_with_the_rows(store: Store, elsewhere: Store, tmp_path: Path) -> None:
+COUNT = 20_000
+
+
+def peaks_of(store: Store, elsewhere: Store, path: Path) -> list[int]:
+    """The most bytes that an export and an import took, of so many rows and of four times more."""
     session = store.sessions.open("s", {})
     attempt = store.sessions.open_attempt(session.id, uuid4(), host="h", pid=1, config={})
     writer = uuid4()
     epoch = store.writers.register(writer, attempt.id, 0).epoch
-    count, peaks = 20_000, []
+    peaks = []
     for turn in range(4):
-        seq = np.arange(turn * count + 1, (turn + 1) * count + 1)
-        rows = RowGroup(("loss", "mine"), seq, seq, seq * 1000, np.ones((count, 2)),
-                        np.full(count, -1, np.int16))  # fmt: skip
+        seq = np.arange(turn * COUNT + 1, (turn + 1) * COUNT + 1)
+        rows = RowGroup(("loss", "mine"), seq, seq, seq * 1000, np.ones((COUNT, 2)),
+                        np.full(COUNT, -1, np.int16))  # fmt: skip
         store.telemetry.append(
             TelemetryBatch(writer, epoch, session.id, 1, 0, int(seq[0]), int(seq[-1]), (rows,))
         )
         if turn in {0, 3}:
             tracemalloc.start()
-            export_session(store, "s", tmp_path / "s.jsonl", force=True)
-            import_session(elsewhere, tmp_path / "s.jsonl", session=f"turn {turn}")
+            export_session(store, "s", path, force=True)
+            import_session(elsewhere, path, session=f"turn {turn}")
             peaks.append(tracemalloc.get_traced_memory()[1])
             tracemalloc.stop()
-    print(f"peaks: {peaks[0]} bytes at {count} rows, {peaks[1]} at {4 * count}")
-    assert peaks[1] < 1.5 * peaks[0]
+    return peaks
+
+
+PEAKS = """
+import sys
+from pathlib import Path
+sys.path[:0] = sys.argv[1:3]
+from test_exchange import Store, peaks_of
+from qigstore.database.engine import Database
+with Store(Database(sys.argv[3])) as store, Store(Database(sys.argv[4])) as elsewhere:
+    print(*peaks_of(store, elsewhere, Path(sys.argv[5])))
+"""
+
+
+@pytest.mark.timeout(900)
+def test_memory_does_not_grow_with_the_rows(
+    dsn: str, server_dsn: str, template: str, tmp_path: Path
+) -> None:
+    """In a process of its own, where nobody else takes memory or leaves garbage."""
+    here = Path(__file__).parent
+    with new_database(server_dsn, template) as other:
+        said = run_python(PEAKS, here, here.parent, dsn, other, tmp_path / "s.jsonl", limit_s=800)
+    few, many = map(int, said.split())
+    print(f"peaks: {few} bytes at {COUNT} rows, {many} at {4 * COUNT}")
+    assert many < 1.5 * few
 
 
 def test_a_repeated_count_survives(store: Store, elsewhere: Store, tmp_path: Path, dsn: str,

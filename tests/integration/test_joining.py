@@ -54,8 +54,11 @@ def holding(*arguments: object) -> Iterator[tuple[subprocess.Popen[str], str]]:
 
 
 @pytest.fixture
-def ranks(dsn: str) -> Iterator[list[tuple[subprocess.Popen[str], str]]]:
-    """Ranks 0 and 1 of the session `s`."""
+def ranks(
+    dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[list[tuple[subprocess.Popen[str], str]]]:
+    """Ranks 0 and 1 of the session `s`; they have no pulse, and count as alive all the same."""
+    monkeypatch.setenv("QIGSTORE_HEARTBEAT_LIMIT_S", "3600")
     with ExitStack() as stack:
         first = stack.enter_context(holding(dsn))
         yield [first, stack.enter_context(holding(dsn, first[1], 1))]

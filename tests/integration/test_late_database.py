@@ -35,14 +35,15 @@ def test_a_database_away_at_the_start_is_one_warning_and_the_rows_arrive_when_it
             run = qigstore.session(
                 "s", dsn=dsn, quiet=True, rules=[Finite("loss", action="checkpoint")]
             ).open()
-        assert len(warned) == 1
+        # What the collector says of other tests' leavings meanwhile is no warning of ours.
+        assert [w.category for w in warned].count(RuntimeWarning) == 1
         state = train(run, 25, nan_at=12)
         health = run.health
         assert health is not None
         assert (health.connected, health.lag_rows) == (False, 25)
         assert health.last_error is not None
         refuse_connections(admin, name, refuse=False)
-        run.flush(timeout_s=60)
+        run.flush(timeout_s=120)
         run.record(25, loss=1.0)
         run.checkpoint({**state, "step": 26}, step=25)
         run.wait()
@@ -73,7 +74,7 @@ def test_sigkill_after_a_late_connection_neither_loses_nor_doubles_a_row(
             told = [int(process.stdout.readline()) for _ in range(3)]
             refuse_connections(admin, name, refuse=False)
             wait_until(lambda: any(stored(store).values()) if store.sessions.list() else False,
-                       "rows arrive", 60)  # fmt: skip
+                       "rows arrive", 120)  # fmt: skip
             process.kill()
             told += map(int, process.communicate()[0].splitlines())
     (spool,) = spools(home)
@@ -126,7 +127,8 @@ def test_a_database_away_for_the_whole_run_is_said_at_the_end(home: Path) -> Non
     with pytest.raises(qigstore.NotStored) as waiting:
         run.close()
     assert (waiting.value.rows, waiting.value.spool.parent.name) == (15, "offline")
-    told = str(waiting.value) + str(warned[0].message) + spools(home)[0].read_text()
+    said = [str(w.message) for w in warned if w.category is RuntimeWarning]
+    told = str(waiting.value) + "".join(said) + spools(home)[0].read_text()
     assert "s3cret" not in told
     notes = json.loads((spools(home)[0].parent / "attempt.json").read_text())
     assert (notes["status"], notes["exit_status"]) == ("completed", 0)
@@ -154,7 +156,7 @@ def test_a_login_that_is_refused_is_a_warning_that_says_so(server_dsn: str, dsn:
 
 def test_an_outdated_schema_is_a_warning_and_the_upgrade_brings_the_rows(empty_dsn: str) -> None:
     with pytest.warns(RuntimeWarning, match="qigstore db upgrade"):
-        run = qigstore.session("s", dsn=empty_dsn, quiet=True).open()
+        run = qigstore.session("s", dsn=empty_dsn, quiet=True, close_timeout_s=120.0).open()
     run.record(0, loss=1.0)
     health = run.health
     assert health is not None
@@ -196,7 +198,9 @@ def test_a_second_living_attempt_is_reported_once_the_database_is_back(
     home: Path, dsn: str, store: Store, server_dsn: str
 ) -> None:
     session = store.sessions.open("s", {})
-    store.sessions.open_attempt(session.id, uuid4(), host="another host", pid=7, config={})
+    store.sessions.open_attempt(
+        session.id, uuid4(), host="another host", pid=7, config={}, heartbeat_limit_s=3600.0
+    )
     store.database.engine.dispose()
     name = psycopg.conninfo.conninfo_to_dict(dsn)["dbname"]
     with psycopg.connect(server_dsn, autocommit=True) as admin:
@@ -205,7 +209,7 @@ def test_a_second_living_attempt_is_reported_once_the_database_is_back(
             run = qigstore.session("s", dsn=dsn, quiet=True).open()
         run.record(0, loss=1.0)
         refuse_connections(admin, name, refuse=False)
-        run.flush(timeout_s=60)
+        run.flush(timeout_s=120)
         assert run.attempt == 2
         run.close()
     (event,) = store.events.list(session.id)

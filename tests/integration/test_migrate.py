@@ -223,8 +223,10 @@ def test_an_unknown_revision_is_refused(database: Database) -> None:
 
 def test_the_migrations_of_an_installed_package_are_found_inside_it(home: Path) -> None:
     installed = home / "site"
-    shutil.copytree(REPOSITORY / "qigstore", installed / "qigstore")
-    shutil.copytree(migrate.scripts(), installed / "qigstore" / "migrations")
+    # What other processes compile meanwhile comes and goes.
+    compiled = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(REPOSITORY / "qigstore", installed / "qigstore", ignore=compiled)
+    shutil.copytree(migrate.scripts(), installed / "qigstore" / "migrations", ignore=compiled)
     said = run_python(
         "import sys; sys.path.insert(0, sys.argv[1])\n"
         "from qigstore.database import migrate\nprint(migrate.scripts(), migrate.head())",

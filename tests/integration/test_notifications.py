@@ -21,7 +21,10 @@ def test_an_emergency_is_told_before_the_run_has_left(
 ) -> None:
     told = home / "told"
     monkeypatch.setenv("QIGSTORE_NOTIFY_COMMAND", f'{sys.executable} -c "{KEEP}" {told} {{rule}}')
-    run = qigstore.session("s", mode="offline", quiet=True, rules=[Finite(action="abort")]).open()
+    run = qigstore.session(
+        "s", mode="offline", quiet=True, rules=[Finite(action="abort")],
+        notify_timeout_s=100.0, abort_deadline_s=120.0,
+    ).open()  # fmt: skip
     run.record(7, loss=float("nan"))
     with pytest.raises(qigstore.EmergencyStop):
         run.close()

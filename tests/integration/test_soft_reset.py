@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,18 @@ from processes import wait_until
 
 import qigstore
 from qigstore.repository import Store
-from qigstore.safety import Threshold
-
-pytestmark = pytest.mark.usefixtures("home")
+from qigstore.safety import Threshold, reset
 
 DRIFT = Threshold("basin_distance", above=0.3, off=0.1, action="soft_reset", name="drift")
+
+
+pytestmark = pytest.mark.usefixtures("home", "patience")
+
+
+@pytest.fixture
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an event makes unhealthy is known before anything is chosen, on a slow disk, too."""
+    monkeypatch.setattr(reset, "_SETTLE_LIMIT_S", 60.0)
 
 
 class Model:
@@ -54,14 +62,14 @@ def test_a_drift_puts_the_state_back_and_the_steps_go_on(store: Store, dsn: str)
     info = store.sessions.get("s")
     assert info.status == "completed"
     told = {event.rule: event for event in store.events.list(info.id)}
-    drift, reset = told["drift"], told["soft reset"]
-    assert (drift.step, drift.action, reset.severity, reset.step) == (95, "soft_reset", "info", 96)
-    assert reset.detail["event"] == str(drift.id)
+    drift, back = told["drift"], told["soft reset"]
+    assert (drift.step, drift.action, back.severity, back.step) == (95, "soft_reset", "info", 96)
+    assert back.detail["event"] == str(drift.id)
     assert drift.detail["row"]["basin_distance"] > 0.3
     assert drift.detail["rule"]["open"] is True
     assert drift.resolved_at is not None
     assert "went back to step 79" in drift.detail["result"]
-    assert drift.checkpoint_id == reset.checkpoint_id
+    assert drift.checkpoint_id == back.checkpoint_id
     checkpoint = store.checkpoints.get(drift.checkpoint_id or "")
     assert checkpoint.step == 79
     (decision,) = store.decisions.list(info.id)
@@ -109,7 +117,9 @@ def test_a_misspelt_metric_is_an_event_and_an_ended_episode_is_resolved(
         def told() -> dict[str, Any]:
             return {event.rule: event for event in store.events.list(info.id)}
 
-        wait_until(lambda: {"rules", "high"} <= set(told()), "both events")
-        wait_until(lambda: told()["high"].resolved_at is not None, "the episode's end")
+        wait_until(lambda: {"rules", "high"} <= set(told()), "both events", 60)
+        wait_until(lambda: told()["high"].resolved_at is not None, "the episode's end", 60)
     assert "did you mean 'loss'?" in told()["rules"].message
-    assert told()["high"].detail["result"] == "loss is well again at step 149"
+    said = re.fullmatch(r"loss is well again at step (\d+)", told()["high"].detail["result"])
+    assert said is not None
+    assert 20 <= int(said[1]) <= 149  # looked at now and then, on a slow machine amid these steps

@@ -145,14 +145,14 @@ def test_a_run_that_records_during_the_upgrade_loses_no_row(old: Database, empty
             done.wait(0.001)
 
     with pytest.warns(RuntimeWarning, match="qigstore db upgrade"):
-        run = qigstore.session("live", dsn=empty_dsn, quiet=True).open()
+        run = qigstore.session("live", dsn=empty_dsn, quiet=True, close_timeout_s=120.0).open()
     recording = threading.Thread(target=record, args=(run,))
     recording.start()
     try:
-        wait_until(lambda: steps > 20, "rows before the upgrade")
+        wait_until(lambda: steps > 20, "rows before the upgrade", 60)
         migrate.upgrade(old)
         after = steps
-        wait_until(lambda: steps > after + 20, "rows after it")
+        wait_until(lambda: steps > after + 20, "rows after it", 60)
     finally:
         done.set()
         recording.join()
@@ -172,8 +172,13 @@ def test_a_writer_s_transaction_ends_before_the_upgrade_begins(
         )
         upgrading.start()
         with psycopg.connect(empty_dsn, autocommit=True) as seen:
-            waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted"
-            wait_until(lambda: (seen.execute(waiting).fetchone() or (0,))[0], "the upgrade waits")
+            waiting = (
+                "SELECT count(*) FROM pg_locks l JOIN pg_database d ON d.oid = l.database "
+                "WHERE NOT l.granted AND d.datname = current_database()"
+            )
+            wait_until(
+                lambda: (seen.execute(waiting).fetchone() or (0,))[0], "the upgrade waits", 60
+            )
         writer.commit()
     upgrading.join()
     found: Any = Store(old).telemetry.rows(Store(old).sessions.get("few").id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
@@ -20,6 +21,7 @@ from uuid import uuid4
 import numpy as np
 import psycopg
 import pytest
+from processes import run_python, wait_until
 
 from qigstore.database.engine import Database
 from qigstore.errors import NotStored, StoreUnavailable
@@ -96,23 +98,23 @@ def test_what_was_recorded_is_stored_and_the_spool_goes(line: Line) -> None:
     for step in range(2500):
         metrics = {"loss": step / 7, "mine": float(step)} if step % 3 else {"phi": 0.5}
         line.recorder.record(step, metrics)
-    writer.flush(30)
+    writer.flush(60)
     assert (writer.health.lag_rows, writer.health.stored_rows) == (0, 2500)
     assert writer.health.connected
     stored = line.stored()
     assert [(seq, step) for seq, step, _ in stored] == [(s + 1, s) for s in range(2500)]
     assert stored[2][2] == {"loss": 2 / 7, "mine": 2.0}
     assert stored[3][2] == {"phi": 0.5}
-    writer.close(30)
+    writer.close(60)
     assert list(line.root.iterdir()) == []
-    writer.close(30)
+    writer.close(60)
 
 
 def test_nan_regime_basin_and_geometry_arrive(line: Line) -> None:
     writer = line.writer()
     p = np.full(64, 1 / 64)
     line.recorder.record(0, {"loss": math.nan, "phi": 0.8, "basin": p})
-    writer.flush(30)
+    writer.flush(60)
     (row,) = line.store.telemetry.rows(line.session.id)
     assert math.isnan(row.metrics["loss"])
     assert row.regime == "hyperdimensional"
@@ -126,7 +128,7 @@ def test_a_repeated_step_is_replaced_and_counted(line: Line) -> None:
     writer = line.writer()
     for value in (1.0, 2.0, 3.0):
         line.recorder.record(5, {"loss": value})
-        writer.flush(30)
+        writer.flush(60)
     assert line.stored() == [(3, 5, {"loss": 3.0})]
     assert writer.health.repeated_rows == 2
 
@@ -173,6 +175,7 @@ def test_a_database_that_is_away_costs_nothing_but_lag(line: Line) -> None:
     writer = line.writer(Faulty(line.store, gate, lambda _: None))
     for step in range(1000):
         line.recorder.record(step, {"loss": 1.0})
+    wait_until(lambda: not writer.health.connected, "it has tried", 60)
     with pytest.raises(NotStored, match="away for a while") as caught:
         writer.flush(0.3)
     assert (caught.value.rows, caught.value.spool) == (1000, line.spool.folder)
@@ -180,7 +183,7 @@ def test_a_database_that_is_away_costs_nothing_but_lag(line: Line) -> None:
     assert (health.lag_rows, health.connected, health.stored_rows) == (1000, False, 0)
     assert "away" in (health.last_error or "")
     away.clear()
-    writer.flush(30)
+    writer.flush(60)
     assert writer.health.connected
     assert len(line.stored()) == 1000
 
@@ -203,10 +206,10 @@ def test_an_outage_grows_neither_the_mapping_nor_the_spool_past_its_bound(
     assert kept + dropped == 30_000
     assert dropped > 0
     away.clear()
-    writer.flush(30)
+    writer.flush(60)
     while line.spool.seq == kept:
         line.recorder.record(40_000, {"loss": 2.0})
-    writer.close(30)
+    writer.close(60)
     assert len(line.stored()) == kept + 1
 
 
@@ -215,7 +218,8 @@ def resident_mb() -> float:
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
 
 
-def test_a_long_outage_costs_bounded_memory_and_so_does_catching_up(line: Line) -> None:
+def live_through_an_outage(line: Line) -> None:
+    """In a process of its own, whose memory nobody else's work shares."""
     away, metrics = threading.Event(), {f"m{i}": float(i) for i in range(20)}
 
     def gate(_: int) -> None:
@@ -252,6 +256,25 @@ def test_a_long_outage_costs_bounded_memory_and_so_does_catching_up(line: Line) 
     assert health.stored_rows == line.spool.seq
     print(f"{rows} rows waited: {peak - before:.1f} MB more at the peak")
     assert peak - before <= 32
+    writer.close(60)
+
+
+OUTAGE = """
+import sys
+from pathlib import Path
+sys.path[:0] = sys.argv[1:3]
+from test_writer import Database, Line, Store, live_through_an_outage
+with Store(Database(sys.argv[3])) as store:
+    live_through_an_outage(Line(Path(sys.argv[4]), store))
+"""
+
+
+@pytest.mark.timeout(900)
+def test_a_long_outage_costs_bounded_memory_and_so_does_catching_up(
+    dsn: str, tmp_path: Path
+) -> None:
+    here = Path(__file__).parent
+    print(run_python(OUTAGE, here, here.parent, dsn, tmp_path / "spool", limit_s=800))
 
 
 def test_lag_is_the_age_of_the_oldest_waiting_row_even_when_there_is_always_one(line: Line) -> None:
@@ -269,7 +292,7 @@ def test_lag_is_the_age_of_the_oldest_waiting_row_even_when_there_is_always_one(
     line.recorder.record(0, {"loss": 1.0})
     while line.spool.seq < 30:
         sleep(0.01)
-    writer.flush(30)
+    writer.flush(60)
     assert len(line.stored()) == 30
     assert too_old == []
 
@@ -294,17 +317,52 @@ def test_close_without_a_database_keeps_the_rows_for_the_next_process(line: Line
 def test_a_stale_writer_stops_and_says_so(line: Line, caplog: pytest.LogCaptureFixture) -> None:
     writer = line.writer()
     line.recorder.record(0, {"loss": 1.0})
-    writer.flush(30)
+    writer.flush(60)
     line.store.writers.take_over(line.spool.identity.writer)
     line.recorder.record(1, {"loss": 1.0})
     with pytest.raises(NotStored, match="took over"):
-        writer.flush(30)
+        writer.flush(60)
     assert writer.health.stale
     line.recorder.record(2, {"loss": 1.0})
     assert any("must stop recording" in record.getMessage() for record in caplog.records)
     assert len(line.stored()) == 1
     with pytest.raises(NotStored, match="2 recorded rows"):
         writer.close(5)
+
+
+def test_what_came_of_rows_is_said_in_one_with_the_reason(
+    line: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No moment between, in which a flush would return, or a health be asked, with half of it."""
+    seen: list[tuple[bool, str | None]] = []
+    writer = line.writer(Faulty(line.store, cut_first, lambda _: None))
+    tell, notify = writer._tell, Spool.notify
+
+    def look(spool: Spool, words: str) -> None:
+        seen.append((writer.health.stale, writer.health.last_error))
+        notify(spool, words)
+
+    def flush_and_tell(error: Exception | None, **more: Any) -> None:
+        if error is None and line.spool.seq and not writer.health.connected:
+            with contextlib.suppress(NotStored):
+                writer.flush(0.0)
+                seen.append((False, "a flush returned, and there was no connection"))
+        tell(error, **more)
+
+    monkeypatch.setattr(writer, "_tell", flush_and_tell)
+    monkeypatch.setattr(Spool, "notify", look)
+    line.recorder.record(0, {"loss": 1.0})
+    writer.flush(60)
+    line.store.writers.take_over(line.spool.identity.writer)
+    line.recorder.record(1, {"loss": 1.0})
+    with pytest.raises(NotStored, match="took over"):
+        writer.flush(60)
+    assert seen == [(False, None)]
+
+
+def cut_first(call: int) -> None:
+    if call == 1:
+        raise StoreUnavailable("nowhere", "cut")
 
 
 def test_a_row_the_database_refuses_is_set_aside_and_the_rest_goes_on(line: Line) -> None:
@@ -315,10 +373,10 @@ def test_a_row_the_database_refuses_is_set_aside_and_the_rest_goes_on(line: Line
     for step in range(300):
         line.recorder.record(step, {"loss": 666.0 if step in {17, 18, 250} else 1.0})
     writer = line.writer()
-    writer.flush(30)
+    writer.flush(60)
     assert (writer.health.refused_rows, writer.health.stored_rows) == (3, 297)
     assert [s for _, s, _ in line.stored()] == [s for s in range(300) if s not in {17, 18, 250}]
-    writer.close(30)
+    writer.close(60)
     (kept,) = line.root.iterdir()
     lines = [json.loads(text) for text in kept.read_text().split("\n") if text]
     assert [(row["step"], row["metrics"]["loss"]) for row in lines] == [
@@ -419,5 +477,5 @@ def test_a_fork_of_the_recording_process_closes_nothing(line: Line) -> None:
             os._exit(status)
     assert os.waitpid(child, 0)[1] == 0
     line.recorder.record(2, {"loss": 1.0})
-    writer.flush(30)
+    writer.flush(60)
     assert [step for _, step, _ in line.stored()] == [0, 2]
