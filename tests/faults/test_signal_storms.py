@@ -87,8 +87,11 @@ spool = Spool.create(Path(sys.argv[2]), identity(), segment_bytes=1 << 16)
 recorder, reader = Recorder(spool), SpoolReader(spool, spool.identity.writer)
 steps, handled, over = [0, 0], [0, 0], threading.Event()  # recorded, and read back
 def ship():
-    while (take := reader.take(1000)) is not None or not over.is_set():
-        if take is None:
+    while True:
+        last = over.is_set()  # asked first: what was recorded until then is in the take
+        if (take := reader.take(1000)) is None:
+            if last:
+                return
             time.sleep(0.001)
             continue
         assert take.gap == 0
