@@ -133,7 +133,7 @@ def cut(cuts: int, dsn: str, store: Store, home: Path, rng: random.Random) -> No
             node.send(1)
             return node.at >= wanted
 
-        wait_until(arrived, "one more row", limit_s=60)
+        wait_until(arrived, "one more row", limit_s=120)
         node.close()
         done = {"of the node": line.cuts, "of the database": database_line.cuts}
     # The answer to its last batch may be lost: then more of it has arrived than it knows.

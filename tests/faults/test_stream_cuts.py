@@ -24,11 +24,11 @@ from commands import environment
 from figures import figure
 from processes import python, wait_until
 from streams import Ledger, Served, serving
-from test_server_kills import _kill_group
+from test_server_kills import _kill_group, _server_to_kill
 from websockets.asyncio.client import connect
 from websockets.exceptions import WebSocketException
 
-from qigstore.database.embedded import EmbeddedServer, status
+from qigstore.database.embedded import EmbeddedServer
 from qigstore.errors import StoreUnavailable
 from qigstore.repository import Store, open_store
 
@@ -215,8 +215,7 @@ def _disturb(served: Served, root: Path, rng: random.Random, times: int) -> list
             served.kill()
             served.start()
         else:
-            wait_until(lambda: status(root).server_pid, "a database to kill")
-            _kill_group(status(root).server_pid)
+            _kill_group(_server_to_kill(root).server_pid)
     return done
 
 
