@@ -80,6 +80,7 @@ def cut(cuts: int, root: Path, dsn: str, store: Store, rng: random.Random) -> No
         assert all(row == (k, k - 1, (k - 1) * 0.5) for k, row in enumerate(rows, 1))
 
 
+@pytest.mark.timeout(1200)
 def test_three_hundred_cuts_lose_and_double_nothing(
     tmp_path: Path, dsn: str, store: Store, rng: random.Random
 ) -> None:

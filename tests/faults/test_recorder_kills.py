@@ -82,6 +82,7 @@ def kill(kills: int, root: Path, dsn: str, store: Store, rng: random.Random) -> 
     assert left == []
 
 
+@pytest.mark.timeout(1200)
 def test_no_row_is_lost_or_doubled_by_sigkill(
     tmp_path: Path, dsn: str, store: Store, rng: random.Random
 ) -> None:

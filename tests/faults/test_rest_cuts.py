@@ -153,6 +153,7 @@ def cut(cuts: int, dsn: str, store: Store, home: Path, rng: random.Random) -> No
     assert found == [(seq, seq - 1, seq * 0.5) for seq in range(1, sent + 1)]
 
 
+@pytest.mark.timeout(1200)
 def test_thirty_cuts_of_both_lines_lose_and_double_nothing(
     dsn: str, store: Store, home: Path, rng: random.Random
 ) -> None:

@@ -126,6 +126,7 @@ def _rounds(root: Path, rounds: int, seed: int) -> None:
     assert stored <= acknowledged | set(client.unknown)
 
 
+@pytest.mark.timeout(1200)
 def test_fifty_kills_lose_no_acknowledged_row(home: Path, seed: int) -> None:
     _rounds(home / "postgres", 50, seed)
 

@@ -60,6 +60,7 @@ def storm(count: int, rng: random.Random) -> None:
     print(f"{count} processes, one SIGTERM each: 0 hangs, {count} true statuses")
 
 
+@pytest.mark.timeout(1200)
 def test_100_sigterms_at_random_moments_never_hang_and_show_their_status(
     rng: random.Random,
 ) -> None:
