@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,14 +29,23 @@ def short_folder() -> Iterator[Path]:
 def new_database(server_dsn: str, template: str = "template0") -> Iterator[str]:
     """The DSN of a fresh copy of `template`, dropped afterwards, open connections or not."""
     name = f"qigstore_test_{secrets.token_hex(6)}"
-    with psycopg.connect(server_dsn, autocommit=True) as admin:
-        admin.execute(
-            sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(
-                sql.Identifier(name), sql.Identifier(template)
-            )
-        )
+    database, like = sql.Identifier(name), sql.Identifier(template)
+    _ask(server_dsn, sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(database, like))
     try:
         yield make_conninfo(server_dsn, dbname=name)
     finally:
-        with psycopg.connect(server_dsn, autocommit=True) as admin:
-            admin.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+        _ask(server_dsn, sql.SQL("DROP DATABASE {} WITH (FORCE)").format(database))
+
+
+def _ask(server_dsn: str, statement: sql.Composed) -> None:
+    """Run it; again while somebody still leaves: the server itself waits for that 5 s only."""
+    end = time.monotonic() + 60
+    with psycopg.connect(server_dsn, autocommit=True) as admin:
+        while True:
+            try:
+                admin.execute(statement)
+            except psycopg.errors.ObjectInUse:
+                if time.monotonic() > end:
+                    raise
+            else:
+                return

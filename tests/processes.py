@@ -45,7 +45,7 @@ def servers_in(folder: Path) -> dict[int, str]:
     return {pid: what for pid, what in found.items() if any(sign in what for sign in signs)}
 
 
-def wait_until(condition: Callable[[], object], what: str, limit_s: float = 30) -> None:
+def wait_until(condition: Callable[[], object], what: str, limit_s: float = 60) -> None:
     """Wait for something that happens by itself; fails with `what` where it never does."""
     end = time.monotonic() + limit_s
     while not condition():

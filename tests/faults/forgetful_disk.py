@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import random
 import stat
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeAlias
@@ -28,7 +29,7 @@ class PowerLoss(BaseException):
 
 
 class ForgetfulDisk:
-    """Everything below `base`, whichever code writes it: `os.fsync` and `os.fdatasync` are ours.
+    """Everything below `base`, whichever code of this thread writes it: its syncs are ours.
 
     Args:
         base: an empty folder that is durable itself.
@@ -52,9 +53,9 @@ class ForgetfulDisk:
         self._root = self._hold(base)
 
     def install(self, patch: pytest.MonkeyPatch) -> None:
-        """Take the place of the system calls."""
-        patch.setattr(os, "fsync", self.sync)
-        patch.setattr(os, "fdatasync", self.sync)
+        """Take the place of the system calls, where this thread makes them."""
+        for name in ("fsync", "fdatasync"):
+            patch.setattr(os, name, self._instead_of(getattr(os, name)))
 
     def close(self) -> None:
         """Let go of every file."""
@@ -84,6 +85,14 @@ class ForgetfulDisk:
         """Raises `PowerLoss`; `left` is what the next boot finds."""
         self.left = self._folder_after_loss(self._root)
         raise PowerLoss
+
+    def _instead_of(self, real: Callable[[int], None]) -> Callable[[int], None]:
+        mine = threading.get_ident()
+
+        def sync(descriptor: int) -> None:
+            (self.sync if threading.get_ident() == mine else real)(descriptor)
+
+        return sync
 
     def _hold(self, path: Path | str, folder: int | None = None) -> int:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=folder)

@@ -59,6 +59,11 @@ def drain(order: dict[str, Any], counter: memoryview) -> None:
         counter[0] = sum(report.rows for report in drain_leftovers(Path(order["root"]), store))
 
 
+def has_ended(child: int) -> bool:
+    """Whether it did so by itself; it stays to be waited for."""
+    return os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+
 def raise_and_kill(order: dict[str, Any]) -> int:
     shared = mmap.mmap(-1, mmap.PAGESIZE)
     counter = memoryview(shared).cast("Q")
@@ -70,6 +75,8 @@ def raise_and_kill(order: dict[str, Any]) -> int:
             print(f"child: {error!r}", file=sys.stderr, flush=True)
             os._exit(99)
         os._exit(0)
+    while counter[0] < order["rows_min"] and not has_ended(child):
+        time.sleep(0.0002)
     time.sleep(order["delay_s"])
     os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)

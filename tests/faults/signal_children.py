@@ -11,7 +11,7 @@ from pathlib import Path
 
 __all__ = ["child", "finish", "run_until_signal", "wait_for"]
 
-LIMIT_S = 60
+LIMIT_S = 120
 ROOT = Path(__file__).parent.parent.parent
 
 PRELUDE = """

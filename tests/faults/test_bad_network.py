@@ -22,6 +22,8 @@ from qigstore.repository import Store
 
 LINES = 4
 LAG_ROWS_MAX = 5000
+KINDS_MIN = 10
+"""Of the twelve kinds of cut: those that go deaf are rare."""
 LIMITS = {"statement_timeout_s": 0.8, "answer_margin_s": 0.2, "connect_timeout_s": 1}
 DEAF = Fault("deaf", "before commit", 0)
 
@@ -35,8 +37,8 @@ def _short_back_off(monkeypatch: pytest.MonkeyPatch) -> None:
 def record_until(lines: list[Line], proxy: Proxy, cuts: int, rng: random.Random) -> None:
     steps = [0] * len(lines)
     end = time.monotonic() + 60 + cuts
-    while proxy.cuts < cuts:
-        assert time.monotonic() < end, f"stuck after {proxy.cuts} cuts"
+    while proxy.cuts < cuts or len(proxy.done) < KINDS_MIN:
+        assert time.monotonic() < end, f"stuck after {proxy.cuts} cuts {dict(proxy.done)}"
         for k, line in enumerate(lines):
             if line.writer is None or line.writer.health.lag_rows > LAG_ROWS_MAX:
                 continue
@@ -76,9 +78,9 @@ def cut(cuts: int, root: Path, dsn: str, store: Store, rng: random.Random) -> No
     assert (missing, doubled) == (0, 0)
     for rows in found:
         assert all(row == (k, k - 1, (k - 1) * 0.5) for k, row in enumerate(rows, 1))
-    assert len(proxy.done) >= 10, "some kinds of cut never came"
 
 
+@pytest.mark.timeout(1200)
 def test_three_hundred_cuts_lose_and_double_nothing(
     tmp_path: Path, dsn: str, store: Store, rng: random.Random
 ) -> None:
@@ -104,7 +106,7 @@ def test_a_network_that_went_deaf_is_noticed_and_said_in_health(
         assert not writer.health.connected
         proxy.plan = lambda: HEALTHY
         writer.flush(60)
-        line.close(30)
+        line.close(60)
         through.close()
     assert arrivals(dsn, line.session.id) == [(1, 0, 0.0)]
 
@@ -125,10 +127,10 @@ def test_a_transaction_lost_with_its_connection_does_not_keep_the_fence(
     with closing(hold_fence(dsn, line)) as held:
         line.start(store)
         assert line.writer is not None
-        line.writer.flush(20)
+        line.writer.flush(60)
         with pytest.raises(psycopg.OperationalError, match="terminating"):
             held.execute("SELECT 1")
-    line.close(20)
+    line.close(60)
 
 
 def test_a_take_over_does_not_wait_for_whoever_holds_the_fence(
@@ -138,7 +140,7 @@ def test_a_take_over_does_not_wait_for_whoever_holds_the_fence(
     with closing(hold_fence(dsn, line)):
         taker = threading.Thread(target=store.writers.take_over, args=(line.spool.identity.writer,))
         taker.start()
-        taker.join(20)
+        taker.join(50)
         assert not taker.is_alive(), "the take-over waits for a transaction that never ends"
     assert store.writers.state(line.spool.identity.writer).epoch == line.epoch + 1
     line.close()
@@ -147,7 +149,7 @@ def test_a_take_over_does_not_wait_for_whoever_holds_the_fence(
 def test_the_server_ends_a_transaction_whose_client_says_nothing_more(
     dsn: str, store: Store
 ) -> None:
-    silent = Database(dsn, statement_timeout_s=1)
+    silent = Database(dsn, statement_timeout_s=6)  # and a third of it in a transaction
     with silent.engine.connect() as connection:
         pid = connection.exec_driver_sql("SELECT pg_backend_pid()").scalar()
         query = f"SELECT 1 FROM pg_stat_activity WHERE pid = {pid}"
@@ -161,14 +163,23 @@ def test_the_server_ends_a_transaction_whose_client_says_nothing_more(
     silent.dispose()
 
 
+WAITS = """
+SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted
+AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+"""
+
+
 def test_a_migration_may_take_longer_than_an_answer(empty_dsn: str) -> None:
-    patient = Database(empty_dsn, **LIMITS)
+    patient = Database(empty_dsn, statement_timeout_s=3, answer_margin_s=0.2)
+    looking = Database(empty_dsn)
     taker = threading.Thread(target=migrate.upgrade, args=(patient,))
-    with psycopg.connect(empty_dsn) as other:
+    with psycopg.connect(empty_dsn, autocommit=True) as other, other.transaction():
         other.execute("SELECT pg_advisory_xact_lock(%s)", (migrate._LOCK,))
         taker.start()
-        time.sleep(1.5)  # beyond every limit of LIMITS
-        assert migrate.current(patient) is None
+        wait_until(lambda: other.execute(WAITS).fetchone(), "the migration waits")
+        time.sleep(3.5)  # beyond every limit of `patient`
+        assert migrate.current(looking) is None
     taker.join(60)
-    assert migrate.current(patient) == migrate.head()
+    assert migrate.current(looking) == migrate.head()
     patient.dispose()
+    looking.dispose()

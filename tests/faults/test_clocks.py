@@ -76,7 +76,7 @@ def record(rows: int, line: Line, dsn: str, clock: Clock, patch: pytest.MonkeyPa
     for step in range(rows):
         line.recorder.record(step, {"loss": 1.0})
     writer.flush(120)
-    line.close(30)
+    line.close(60)
     with psycopg.connect(dsn) as connection:
         found = list(connection.execute(ORDERED, (line.session.id,)))
     print(f"{rows} rows, {clock.jumps} jumps of the clock: {rows - len(found)} lost")

@@ -40,6 +40,7 @@ def raise_children(count: int, seed: int, dsn: str, store: Store) -> None:
     assert [a.status for a in store.sessions.attempts(session.id)] == ["completed"]
 
 
+@pytest.mark.timeout(1200)
 def test_a_hundred_children_neither_hang_nor_write(
     seed: int, home: Path, dsn: str, store: Store
 ) -> None:

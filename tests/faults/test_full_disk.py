@@ -7,6 +7,7 @@ import logging
 import mmap
 import os
 import shutil
+import threading
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
@@ -31,7 +32,10 @@ CALLS = {
 
 
 class Refusing:
-    """System calls that refuse from the `first`-th on, `count` times, then work again."""
+    """System calls that refuse from the `first`-th on, `count` times, then work again.
+
+    Those of this thread: others of this process may have work of their own.
+    """
 
     def __init__(self, first: int, count: int, code: int) -> None:
         self.first, self.last, self.code = first, first + count, code
@@ -45,8 +49,11 @@ class Refusing:
                 patch.setattr(module, name, self._instead_of(name, getattr(module, name)))
 
     def _instead_of(self, name: str, real: Callable[..., Any]) -> Callable[..., Any]:
+        mine = threading.get_ident()
+
         def call(*arguments: Any, **options: Any) -> Any:
-            if name == "open" and not arguments[1] & os.O_CREAT:
+            foreign = threading.get_ident() != mine
+            if foreign or (name == "open" and not arguments[1] & os.O_CREAT):
                 return real(*arguments, **options)
             self.calls += 1
             if self.first < self.calls <= self.last:

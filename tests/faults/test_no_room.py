@@ -65,7 +65,7 @@ def fill_and_free(disk: Path, rounds: int, dsn: str, store: Store) -> None:
             offered += 1
         writer.flush(60)
         health = writer.health
-        line.close(30)
+        line.close(60)
         through.close()
     found = arrivals(dsn, line.session.id)
     print(f"{rounds} times full: {offered} rows offered, {len(found)} stored, {dropped} dropped")
@@ -127,7 +127,7 @@ for _ in range(5):
     spool.prepare()
     spool.sync()
     close_the_door(False)
-    before, end = len(kept), time.monotonic() + 30
+    before, end = len(kept), time.monotonic() + 60
     while len(kept) == before:
         assert time.monotonic() < end, "it did not recover"
         record(1)

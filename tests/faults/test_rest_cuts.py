@@ -133,7 +133,7 @@ def cut(cuts: int, dsn: str, store: Store, home: Path, rng: random.Random) -> No
             node.send(1)
             return node.at >= wanted
 
-        wait_until(arrived, "one more row", limit_s=60)
+        wait_until(arrived, "one more row", limit_s=120)
         node.close()
         done = {"of the node": line.cuts, "of the database": database_line.cuts}
     # The answer to its last batch may be lost: then more of it has arrived than it knows.
@@ -153,6 +153,7 @@ def cut(cuts: int, dsn: str, store: Store, home: Path, rng: random.Random) -> No
     assert found == [(seq, seq - 1, seq * 0.5) for seq in range(1, sent + 1)]
 
 
+@pytest.mark.timeout(1200)
 def test_thirty_cuts_of_both_lines_lose_and_double_nothing(
     dsn: str, store: Store, home: Path, rng: random.Random
 ) -> None:

@@ -154,10 +154,17 @@ say("not reached")
     assert (done.returncode, done.stdout) == (128 + signal.SIGTERM, "saved\n"), done.stderr
 
 
+# The watchdog's clock is held until the save hangs, so that it is the save which it shows.
 HANGING_SAVE = """
 import qigstore, qigstore.rooms
 qigstore.rooms.WATCHDOG_S = 0.2
+hangs, runs_out = threading.Event(), qigstore.rooms.Deadline._wait
+def wait(*arguments):
+    hangs.wait()
+    runs_out(*arguments)
+qigstore.rooms.Deadline._wait = wait
 def stuck(*_, **__):
+    hangs.set()
     time.sleep(3600)
 qigstore.rooms.CheckpointManager.save = stuck  # a device that never answers
 with qigstore.session(
@@ -181,11 +188,12 @@ def test_a_way_out_that_hangs_is_shown_and_ended(tmp_path: Path) -> None:
 
 
 def test_a_deadline_for_a_block_that_ends_in_time_does_nothing() -> None:
+    """The clock's thread ends in two ways only: cancelled, or with the process."""
     script = """
 from qigstore.safety import Deadline
-with Deadline.during(0.2, 9, "quick"):
-    pass
-time.sleep(0.5)
+with Deadline.during(20, 9, "quick"):
+    [clock] = [thread for thread in threading.enumerate() if thread.name == "qigstore-deadline"]
+clock.join()
 say("stayed")
 """
     with child(script) as process:

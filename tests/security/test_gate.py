@@ -200,9 +200,11 @@ def test_a_path_in_the_log_is_one_line(rest: Rest, caplog: pytest.LogCaptureFixt
     assert rest.get("/v1/sessions/a?note=hunter2").status_code == 422
     rest.get("/v1/sessions/a%0A2026-01-01%20INFO%20forged?secret=1&password=hunter2")
     rest.get("/v1/sessions/a?note=hunter2")
-    for record in caplog.records:
-        assert "\n" not in record.getMessage()
-        assert "hunter2" not in record.getMessage()
+    lines = [one.getMessage() for one in caplog.records if one.name.startswith("qigstore.server")]
+    assert lines
+    for line in lines:
+        assert "\n" not in line
+        assert "hunter2" not in line
 
 
 @pytest.mark.parametrize(

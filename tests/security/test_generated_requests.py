@@ -152,6 +152,7 @@ def hunt(rest: Rest, rng: random.Random, calls: int) -> Hunt:
     return found
 
 
+@pytest.mark.timeout(1200)
 def test_no_generated_request_fails_the_server(
     store: Store, home: Path, rng: random.Random
 ) -> None:

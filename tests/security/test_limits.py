@@ -7,6 +7,7 @@ from pathlib import Path
 
 import psycopg
 from places import new_database
+from processes import wait_until
 from rest import PROBLEM, Rest, served
 
 from qigstore.database.engine import Database
@@ -56,16 +57,16 @@ def test_askers_do_not_share_and_are_forgotten_in_the_end() -> None:
 
 
 def test_a_token_that_asks_too_fast_is_told_how_long_to_wait(store: Store, home: Path) -> None:
-    with served(store, home, requests_per_s=0.5, burst=3) as rest:
+    with served(store, home, requests_per_s=0.01, burst=3) as rest:
         answers = [rest.get("/v1/sessions", "read") for _ in range(5)]
         assert [answer.status_code for answer in answers] == [200, 200, 200, 429, 429]
         assert answers[-1].headers["content-type"] == PROBLEM
-        assert 1 <= int(answers[-1].headers["retry-after"]) <= 4
+        assert 1 <= int(answers[-1].headers["retry-after"]) <= 101
         assert rest.get("/v1/sessions", "admin").status_code == 200, "another token is not slowed"
 
 
 def test_guessing_is_slowed_and_does_not_slow_others(store: Store, home: Path) -> None:
-    with served(store, home, refusals_per_s=0.1, refusals_burst=3) as rest:
+    with served(store, home, refusals_per_s=0.001, refusals_burst=3) as rest:
         wrong = {"Authorization": f"Bearer qs_{'0' * 32}_{'A' * 43}"}
         codes = [rest.client.get("/v1/sessions", headers=wrong).status_code for _ in range(5)]
         assert codes == [401, 401, 401, 429, 429]
@@ -86,7 +87,7 @@ def test_what_is_no_bearer_token_is_unauthorized(rest: Rest) -> None:
 
 def test_a_question_that_takes_too_long_is_given_up(dsn: str, home: Path) -> None:
     with (
-        Store(Database(dsn, statement_timeout_s=0.3)) as store,
+        Store(Database(dsn, statement_timeout_s=3)) as store,
         served(store, home) as rest,
         psycopg.connect(dsn) as other,
     ):
@@ -97,14 +98,14 @@ def test_a_question_that_takes_too_long_is_given_up(dsn: str, home: Path) -> Non
         assert answer.json()["type"] == "urn:qigstore:problem:query-too-long"
         assert int(answer.headers["retry-after"]) >= 1
         other.rollback()
-        assert rest.get("/v1/sessions").status_code == 200
+        wait_until(lambda: rest.get("/v1/sessions").status_code == 200, "it answers again")
 
 
 def test_a_dead_database_is_503_and_is_not_described(
     server_dsn: str, template: str, home: Path
 ) -> None:
     with new_database(server_dsn, template) as dsn:
-        store = Store(Database(dsn, connect_timeout_s=2))
+        store = Store(Database(dsn, connect_timeout_s=60))
         with served(store, home) as rest:
             filled = rest.fill()
             name = psycopg.conninfo.conninfo_to_dict(dsn)["dbname"]
