@@ -89,7 +89,7 @@ class CheckpointKeeper:
         self._protected: set[UUID] = set()
         self._last: UUID | None = None
         self.last_step = -1
-        self._errors: list[tuple[str, Exception]] = []
+        self._errors: list[tuple[str, Exception, UUID | None]] = []  # of which save, if of one
         self._post = RowPost(checkpoints, self._note_away)
         self._counts = {"saved": 0, "failed": 0, "pruned": 0}
         self._last_error: str | None = None
@@ -140,7 +140,7 @@ class CheckpointKeeper:
         if wait:
             self.wait()
         elif self._on_error is None:
-            self._raise_errors()
+            self._raise_errors(but_of=info.id)
         return info.id
 
     def save_by(self, commit: Callable[[SaveInfo], Checkpoint], *, step: int, **known: Any) -> UUID:
@@ -276,7 +276,7 @@ class CheckpointKeeper:
         try:
             self._finish(info, partial(self.store.commit, staged, info))
         except Exception as error:
-            self._noted(f"saving the checkpoint of step {info.step}: {error}", error)
+            self._noted(f"saving the checkpoint of step {info.step}: {error}", error, info.id)
 
     def _finish(self, info: SaveInfo, commit: Callable[[], Checkpoint]) -> None:
         """Commit, and see to it that whoever should know does."""
@@ -338,11 +338,10 @@ class CheckpointKeeper:
                 raise
         return commit()
 
-    def _noted(self, text: str, error: Exception) -> None:
+    def _noted(self, text: str, error: Exception, save: UUID | None = None) -> None:
         with self._state:
             self._last_error = text
-            self._errors.append((text, error))
-            del self._errors[:-_ERRORS_MAX]
+            self._errors = [*self._errors[1 - _ERRORS_MAX :], (text, error, save)]
 
     def _report(self, info: SaveInfo, error: Exception) -> None:
         assert self._on_error is not None
@@ -351,11 +350,13 @@ class CheckpointKeeper:
         except Exception as second:
             self._noted(f"on_error failed: {second!r}", second)
 
-    def _raise_errors(self) -> None:
+    def _raise_errors(self, *, but_of: UUID | None = None) -> None:
+        """Raise what went wrong; `but_of`: of a save that may have failed already, the next one."""
         with self._state:
-            errors, self._errors = self._errors, []
+            kept = [one for one in self._errors if but_of is not None and one[2] == but_of]
+            errors, self._errors = [one for one in self._errors if one not in kept], kept
         if errors:
-            raise CheckpointError("; ".join(text for text, _ in errors)) from errors[0][1]
+            raise CheckpointError("; ".join(text for text, _, _ in errors)) from errors[0][1]
 
     # ------------------------------------------------------------ rows
 

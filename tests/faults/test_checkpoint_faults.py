@@ -341,9 +341,18 @@ def manager(root: Path, disk: Disk | None = None, **options: Any) -> CheckpointM
     return CheckpointManager(folders, None, **whose | options)
 
 
+@pytest.mark.parametrize("at_once", [False, True], ids=["any time", "before the save returns"])
 def test_an_error_behind_is_told_at_the_next_save_which_is_taken_all_the_same(
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: bool
 ) -> None:
+    start = threading.Thread.start
+
+    def start_and_end(thread: threading.Thread) -> None:
+        start(thread)
+        if at_once and thread.name == "qigstore-checkpoint":
+            thread.join()
+
+    monkeypatch.setattr(threading.Thread, "start", start_and_end)
     keeper = manager(tmp_path, Watched(5, raising(errno.EIO)))
     keeper.save(state(1), step=1)
     with pytest.raises(CheckpointError, match=r"step 1: .*Input/output error"):
