@@ -142,9 +142,11 @@ class _Connection(psycopg.Connection[Any]):
 
     Attributes:
         answer_timeout_s: how long one answer may take; None: for ever.
+        pools_left: how many pools had been left when it was begun: the one it is made for is next.
     """
 
     answer_timeout_s: float | None = None
+    pools_left = 0
 
     def wait(self, gen: PQGen[RV], *arguments: Any, **options: Any) -> RV:
         """As psycopg's own, within the limit."""
@@ -248,8 +250,8 @@ class Database:
         kept = {name: value for name, value in given.items() if name != "options"}
         return make_conninfo(**{**own, **kept})
 
-    def _mark(self, _driver: object, record: ConnectionPoolEntry) -> None:
-        record.info[_POOL] = self._pools_left
+    def _mark(self, driver: Any, record: ConnectionPoolEntry) -> None:
+        record.info[_POOL] = driver.pools_left
 
     def _close_late(self, _driver: object, record: ConnectionPoolEntry) -> None:
         """Close a connection that comes back after its pool was left: nobody else would."""
@@ -264,18 +266,20 @@ class Database:
         calls = ", ".join(f"set_config('{k}', '{v}', true)" for k, v in self._settings.items())
         connection.exec_driver_sql(f"SELECT {calls}")
 
-    def _connect(self) -> psycopg.Connection[Any]:
+    def _connect(self) -> _Connection:
+        pools_left = self._pools_left  # before: to connect takes long, and the pool may be left
         try:
-            return self._connect_once()
+            return self._connect_once(pools_left)
         except psycopg.OperationalError:
             if self._revive is None:
                 raise
         self._revive()
-        return self._connect_once()
+        return self._connect_once(pools_left)
 
-    def _connect_once(self) -> psycopg.Connection[Any]:
+    def _connect_once(self, pools_left: int) -> _Connection:
         connection = _Connection.connect(self._arguments, prepare_threshold=self._prepare_threshold)
         connection.answer_timeout_s = self._answer_timeout_s
+        connection.pools_left = pools_left
         try:
             require_version(connection.info.server_version, self.address)
         except ConfigurationError:

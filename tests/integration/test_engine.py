@@ -195,6 +195,28 @@ def test_a_block_that_outlives_the_close_closes_its_connection(empty_dsn: str, b
     database.dispose()
 
 
+def test_a_connection_that_is_made_while_its_pool_is_left_is_closed_after_use(
+    empty_dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database, made = Database(empty_dsn), threading.Event()
+    go, drivers, connect = threading.Event(), [], database._connect_once
+
+    def slowly(*given: Any) -> psycopg.Connection[Any]:
+        drivers.append(connect(*given))
+        made.set()
+        go.wait()
+        return drivers[0]
+
+    monkeypatch.setattr(database, "_connect_once", slowly)
+    using = threading.Thread(target=database.ping)
+    using.start()
+    made.wait()
+    database.dispose()
+    go.set()
+    using.join()
+    assert drivers[0].closed
+
+
 def test_a_refused_password_is_told_without_showing_it(empty_dsn: str) -> None:
     error = _unavailable(make_conninfo(empty_dsn, password=SECRET))
     assert "password authentication failed" in error.reason
