@@ -71,8 +71,10 @@ class Events(threading.Thread):
 
     def _some(self) -> int:
         rng = self._rng
-        connections = [psycopg.connect(self._dsn) for _ in range(3)]
+        connections: list[psycopg.Connection] = []
         try:
+            for _ in range(3):  # any of which may fail: the database is killed now and then
+                connections.append(psycopg.connect(self._dsn))
             ids = []
             for connection in connections:
                 for _ in range(rng.randint(1, 3)):
