@@ -143,7 +143,7 @@ def template(server_dsn: str) -> Iterator[str]:
     from qigstore.database.migrate import upgrade
 
     with new_database(server_dsn) as dsn:
-        database = Database(dsn)
+        database = Database(dsn, connect_timeout_s=60)
         try:
             upgrade(database)
         finally:
@@ -163,7 +163,7 @@ def database(dsn: str) -> Iterator[Database]:
     """The same, opened."""
     from qigstore.database.engine import Database
 
-    opened = Database(dsn)
+    opened = Database(dsn, connect_timeout_s=60)
     yield opened
     opened.dispose()
 
@@ -182,7 +182,10 @@ def elsewhere(server_dsn: str, template: str) -> Iterator[Any]:
     from qigstore.database.engine import Database
     from qigstore.repository import Store
 
-    with new_database(server_dsn, template) as dsn, Store(Database(dsn)) as other:
+    with (
+        new_database(server_dsn, template) as dsn,
+        Store(Database(dsn, connect_timeout_s=60)) as other,
+    ):
         yield other
 
 
