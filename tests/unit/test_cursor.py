@@ -109,7 +109,7 @@ def test_the_sum_tells_whether_all_are_finite(spool: Spool, total: list[float]) 
         None, "1", b"1", 1j, [1.0], 10**400, Decimal(1), Fraction(1, 3), np.float32(1.0),
         np.int64(3), np.ones(3), np.array(1.0), object(),
     ],
-    ids=repr,
+    ids=lambda value: type(value).__name__,
 )  # fmt: skip
 @pytest.mark.parametrize("place", [0, 4])
 @pytest.mark.skipif(not COMPILED, reason="the one in Python takes what adds up to a number")
