@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import os
 import random
@@ -242,3 +243,43 @@ def test_misuse_is_an_error_and_no_crash(spool: Spool, wrong: Any) -> None:
     with pytest.raises(TypeError):
         spool.put(wrong)  # type: ignore[call-arg]
     assert spool.put(wrong, 1, -1, {}) is None
+
+
+def test_a_finalizer_that_records_in_the_middle_of_a_row_takes_no_rows_place(
+    tmp_path: Path,
+) -> None:
+    """Whatever is allocated for a row may set off the garbage collection, and that a `__del__`."""
+    spool = new_spool(tmp_path)
+    names = tuple(f"m{i}" for i in range(25))  # a tuple that Python has no spare one of
+    rows = {step: dict.fromkeys(names, float(step)) for step in range(600)}
+    layout, told = ready(spool, names), [0]
+
+    class Garbage:
+        def __init__(self, step: int) -> None:
+            self.step, self.me = step, self
+
+        def __del__(self) -> None:
+            write(self.step)
+
+    def write(step: int) -> None:
+        if spool.put(layout, step, -1, rows[step]) is None:
+            assert spool.append(layout, step, -1, [*rows[step].values()])
+            spool.use(layout)
+        told.append(step)
+
+    gc.collect()
+    for step in range(1, 300):
+        Garbage(300 + step)
+        kept: list[list[int]] = []
+        while gc.get_count()[0] < gc.get_threshold()[0]:
+            kept.append([])  # the next one that is made, by whomever, sets it off
+        write(step)
+    gc.collect()
+    reader, found = SpoolReader(spool, spool.identity.writer), []
+    while (take := reader.take(1 << 20)) is not None:
+        assert take.gap == 0
+        for group in take.groups:
+            assert (group.values == group.step[:, None]).all()
+            found += group.step.tolist()
+    assert sorted(found) == sorted(told)
+    spool.close()

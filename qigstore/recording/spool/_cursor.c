@@ -5,8 +5,8 @@
    double, a full block, a busy spool) is answered with None, nothing written: the long way has the
    checks and their words.
 
-   No Python code runs between the first look at the row and the store that makes it valid, so
-   neither another thread nor a signal handler can come between. */
+   No Python code runs between the first look at the spool and the store that makes the row valid,
+   so neither another thread nor a signal handler nor a finalizer can come between. */
 
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -107,37 +107,31 @@ plain(PyObject *value, double *number)
     return 1;
 }
 
-/* The values in a tuple, and as doubles with their sum; NULL without an error: not the usual row. */
-static PyObject *
-take(Cursor *self, PyObject *metrics, double *numbers)
+/* Fill the tuple, and the doubles in the mapping; 0: not the usual row. Allocates nothing. */
+static int
+take(Cursor *self, PyObject *metrics, PyObject *values, double *numbers)
 {
     Py_ssize_t count = PyTuple_GET_SIZE(self->names), place = 0, i = 0;
-    PyObject *name, *value, *values;
+    PyObject *name, *value;
     double total = 0.0;
 
-    if (!PyDict_CheckExact(metrics) || PyDict_GET_SIZE(metrics) != count)
-        return NULL;
-    values = PyTuple_New(count);
-    if (values == NULL)
-        return NULL;
+    if (!PyDict_CheckExact(metrics) || PyDict_GET_SIZE(metrics) != count
+        || PyTuple_GET_SIZE(values) != count)
+        return 0;
     while (i < count && PyDict_Next(metrics, &place, &name, &value)) {
         PyObject *expected = PyTuple_GET_ITEM(self->names, i);
         if (name != expected
             && !(PyUnicode_CheckExact(name) && PyUnicode_Compare(name, expected) == 0))
-            break;
+            return 0;
         if (!plain(value, &numbers[i]))
-            break;
+            return 0;
         total += numbers[i];
         Py_INCREF(value);
         PyTuple_SET_ITEM(values, i, value);
         i++;
     }
-    if (i < count) {
-        Py_DECREF(values);
-        return NULL;
-    }
     self->total = total;
-    return values;
+    return i == count;
 }
 
 PyDoc_STRVAR(put_doc,
@@ -151,9 +145,7 @@ cursor_put(Cursor *self, PyObject *const *args, Py_ssize_t given)
         PyErr_SetString(PyExc_TypeError, "put(layout, step, regime, metrics)");
         return NULL;
     }
-    if (self->busy || args[0] != self->layout || self->layout_block != self->block
-        || self->view.buf == NULL || self->at + self->bytes > self->limit
-        || self->at + self->bytes > self->view.len || !PyLong_CheckExact(args[1]))
+    if (args[0] != self->layout || !PyLong_CheckExact(args[1]))
         Py_RETURN_NONE;
     int overflow = 0;
     long long step = PyLong_AsLongLongAndOverflow(args[1], &overflow);
@@ -162,14 +154,21 @@ cursor_put(Cursor *self, PyObject *const *args, Py_ssize_t given)
     long regime = PyLong_AsLong(args[2]);
     if (regime == -1 && PyErr_Occurred())
         return NULL;
-
+    /* First: it may set off the garbage collection, and that a `__del__` which records. */
+    PyObject *values = PyTuple_New(PyTuple_GET_SIZE(self->names));
+    if (values == NULL)
+        return NULL;
+    if (self->busy || args[0] != self->layout || self->layout_block != self->block
+        || self->view.buf == NULL || self->at + self->bytes > self->limit
+        || self->at + self->bytes > self->view.len) {
+        Py_DECREF(values);
+        Py_RETURN_NONE;
+    }
     unsigned char *frame = (unsigned char *)self->view.buf + self->at;
     /* Straight into the mapping: until its first word is stored, the frame is nothing. */
     Body *body = (Body *)(frame + 8);
-    PyObject *values = take(self, args[3], body->values);
-    if (values == NULL) {
-        if (PyErr_Occurred())
-            return NULL;
+    if (!take(self, args[3], values, body->values)) {
+        Py_DECREF(values);
         Py_RETURN_NONE;
     }
     struct timespec now;
