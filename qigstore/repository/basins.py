@@ -129,7 +129,12 @@ class Basins:
                 best += [(float(chords[i]), rows[i][:-1]) for i in keep]
                 best = sorted(best, key=lambda each: (each[0], each[1]))[:k]
             writers = _sources(connection, {number for _, (number, _) in best})
-        found = [FoundBasin(*writers[number], step, chord) for chord, (number, step) in best]
+        # Of the index's candidates some may be a removed session's.
+        found = [
+            FoundBasin(*writers[number], step, chord)
+            for chord, (number, step) in best
+            if number in writers
+        ]
         return not index, found
 
     def _index_serves(self, dimension: int, k: int) -> bool:
@@ -230,7 +235,9 @@ JOIN LATERAL (
 ) r ON true
 ORDER BY q.place"""  # noqa: S608
 _BASIN = "SELECT writer, step, root FROM qigstore.basin"
-_ALL = f"{_BASIN} WHERE cardinality(root) = %(dimension)s"
+# The rows of a session removed by SQL stay, and no writer has their number any more.
+_ALL = f"""{_BASIN} WHERE cardinality(root) = %(dimension)s
+ AND EXISTS (SELECT FROM qigstore.writer w WHERE w.number = writer)"""
 _FROM_INDEX = f"""{_BASIN} WHERE cardinality(root) = {BASIN_DIM}
 ORDER BY root::vector({BASIN_DIM}) <-> %s::vector({BASIN_DIM}) LIMIT %s"""
 _OF_SESSION = """ AND writer = ANY (

@@ -61,6 +61,18 @@ def test_the_nearest_are_those_of_brute_force(
     assert (at.session, at.rank, at.step, at.distance) == ("a", 1, 3, 0.0)
 
 
+def test_a_removed_session_is_nobodys_neighbour(
+    any_store: Store, generator: np.random.Generator
+) -> None:
+    for name in ("kept", "removed"):
+        send(Sender(any_store, name), range(5), generator.dirichlet([0.3] * 64, size=5))
+    with any_store.database.raw() as connection:
+        connection.execute("DELETE FROM qigstore.session WHERE name = 'removed'")
+    wanted = generator.dirichlet([0.3] * 64)
+    found = query.nearest(any_store, wanted, k=10).found
+    assert [each.session for each in found] == ["kept"] * 5
+
+
 def test_pgvectors_index_gives_the_same_neighbours_in_exact_order(
     store: Store, generator: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
