@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import os
+import random
+from collections.abc import Sequence
+from typing import TypeVar
+
+T = TypeVar("T")
 
 SHARE = float(os.environ.get("QIGSTORE_TEST_SHARE") or 1.0)
 
@@ -13,3 +18,11 @@ def figure(full: int) -> int:
     if count != full:
         print(f"QIGSTORE_TEST_SHARE={SHARE:g}: {count} instead of {full}")
     return count
+
+
+def share_of(everything: Sequence[T], rng: random.Random) -> Sequence[T]:
+    """All of it, or as many as `figure` says, drawn at random, in their order."""
+    count = figure(len(everything))
+    if count == len(everything):
+        return everything
+    return [everything[i] for i in sorted(rng.sample(range(len(everything)), count))]

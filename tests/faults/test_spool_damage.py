@@ -10,6 +10,7 @@ from pathlib import Path
 from uuid import UUID, uuid4
 
 import pytest
+from figures import share_of
 
 from qigstore.recording.spool import Spool, SpoolIdentity
 from qigstore.recording.spool.frame import HEAD_BYTES
@@ -168,10 +169,11 @@ def test_a_row_that_holds_a_frame_as_its_values_is_one_row(tmp_path: Path) -> No
 
 
 @pytest.mark.long
-def test_every_byte_and_bit_of_a_thousand_rows(tmp_path: Path) -> None:
+def test_every_byte_and_bit_of_a_thousand_rows(tmp_path: Path, rng: random.Random) -> None:
     writer, data, rows, places = make(tmp_path, 1000)
-    for at in range(HEAD_BYTES, len(data)):
+    tried = share_of(range(HEAD_BYTES, len(data)), rng)
+    for at in tried:
         cut(writer, data, rows, places, at)
         for bit in range(8):
             flip(writer, data, rows, places, at=at, bit=bit)
-    print(f"{len(data)} cuts, {8 * len(data)} flips: only the rows hit were lost")
+    print(f"{len(tried)} cuts, {8 * len(tried)} flips: only the rows hit were lost")

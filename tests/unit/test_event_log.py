@@ -17,6 +17,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
+from figures import figure
 
 from qigstore.errors import SpoolFull, StoreUnavailable
 from qigstore.recording.event_log import EventLog, LoggedEvent
@@ -336,7 +337,7 @@ def test_a_kill_at_any_moment_loses_no_event_that_was_written(
 @pytest.mark.long
 @pytest.mark.timeout(0)
 def test_1_000_kills_lose_no_event_that_was_written(tmp_path: Path, rng: random.Random) -> None:
-    kills(tmp_path / "events", 1000, rng)
+    kills(tmp_path / "events", figure(1000), rng)
 
 
 def test_a_disk_that_refuses_says_so_and_leaves_nothing_behind(log: EventLog) -> None:
