@@ -11,6 +11,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -123,17 +124,19 @@ def refuse_everywhere(root: Path, counts: list[int], codes: list[int], stride: i
     histories = 0
     logging.getLogger("qigstore").setLevel(logging.CRITICAL)
     try:
-        for code in codes:
-            for count in counts:
-                first = calls = 0
-                while first <= calls:
-                    refusing = Refusing(first, count, code)
-                    folder = root / f"{histories}"
-                    train(folder, refusing)
-                    shutil.rmtree(folder, ignore_errors=True)
-                    calls, first = max(calls, refusing.calls), first + stride
-                    refused += refusing.refused
-                    histories += 1
+        undisturbed = Refusing(0, 0, 0)
+        train(root / "undisturbed", undisturbed)
+        for begin, (code, count) in enumerate(product(codes, counts)):
+            # Not from what a refused history gets to: the first refusal may end it at once.
+            first, calls = begin % stride, undisturbed.calls
+            while first <= calls:
+                refusing = Refusing(first, count, code)
+                folder = root / f"{histories}"
+                train(folder, refusing)
+                shutil.rmtree(folder, ignore_errors=True)
+                calls, first = max(calls, refusing.calls), first + stride
+                refused += refusing.refused
+                histories += 1
     finally:
         logging.getLogger("qigstore").setLevel(logging.NOTSET)
     print(f"{histories} histories, refused {dict(refused)}: 0 corrupt, dropped == reported")
