@@ -1,7 +1,7 @@
 """Compiles the parts of the package that are written in C, where there is a compiler.
 
 Without one (or without Python's headers) the package is installed all the same: the recording path
-then runs in Python, which takes twice as long, and `qigstore version` says so.
+then runs in Python, which is slower, and `qigstore version` says so.
 """
 
 from __future__ import annotations

@@ -15,7 +15,6 @@ import asyncio
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 import tempfile
@@ -30,6 +29,7 @@ import numpy as np
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.asyncio.server import ServerConnection, serve
 
+from qigstore.database.embedded import kept_port
 from qigstore.repository import Store, open_store
 
 __all__ = ["main"]
@@ -223,12 +223,6 @@ async def _rounds(url: str, secrets: Sequence[str], given: argparse.Namespace, p
     print(f"gaps and repeats: {faults}")
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def _tokens(store: Store, clients: int) -> list[str]:
     count = clients // _OF_ONE_TOKEN + 2
     return [store.tokens.create(f"bench {number}", ["read"])[1] for number in range(count)]
@@ -243,10 +237,9 @@ def main(words: Sequence[str] | None = None) -> None:
     given = parser.parse_args(words)
     with tempfile.TemporaryDirectory(prefix="qs-", dir="/tmp") as home:
         env = {**os.environ, "QIGSTORE_HOME": home}
-        port = str(_free_port())
-        with open_store(home=Path(home)) as store:
+        with kept_port() as port, open_store(home=Path(home)) as store:
             secrets = _tokens(store, given.clients)
-            serving = [sys.executable, "-m", "qigstore", "serve", "--port", port]
+            serving = [sys.executable, "-m", "qigstore", "serve", "--port", str(port)]
             with (
                 _process(*serving, env=env) as server,
                 _process(sys.executable, "-c", _TRAIN, env=env),

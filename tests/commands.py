@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from places import CONNECT_S, STATEMENT_S
 
 from qigstore.cli import main
 
@@ -22,7 +23,10 @@ def environment(home: Path, dsn: str | None = None, **more: str) -> dict[str, st
     Nobody's verdict is to hang on how long a server is kept waiting by other tests.
     """
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("QIGSTORE_", "PG"))}
-    named = {"QIGSTORE_CONNECT_TIMEOUT_S": "60", "QIGSTORE_STATEMENT_TIMEOUT_S": "180"}
+    named = {
+        "QIGSTORE_CONNECT_TIMEOUT_S": str(CONNECT_S),
+        "QIGSTORE_STATEMENT_TIMEOUT_S": str(STATEMENT_S),
+    }
     named |= {} if dsn is None else {"QIGSTORE_DSN": dsn}
     return {**kept, "QIGSTORE_HOME": str(home), "COLUMNS": "80", **named, **more}
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import hypothesis
 import psycopg
 import pytest
-from places import new_database, short_folder
+from places import CONNECT_S, new_database, short_folder
 from roles import new_role
 
 from qigstore.errors import EmbeddedServerError
@@ -143,7 +143,7 @@ def template(server_dsn: str) -> Iterator[str]:
     from qigstore.database.migrate import upgrade
 
     with new_database(server_dsn) as dsn:
-        database = Database(dsn, connect_timeout_s=60)
+        database = Database(dsn, connect_timeout_s=CONNECT_S)
         try:
             upgrade(database)
         finally:
@@ -163,7 +163,7 @@ def database(dsn: str) -> Iterator[Database]:
     """The same, opened."""
     from qigstore.database.engine import Database
 
-    opened = Database(dsn, connect_timeout_s=60)
+    opened = Database(dsn, connect_timeout_s=CONNECT_S)
     yield opened
     opened.dispose()
 
@@ -184,7 +184,7 @@ def elsewhere(server_dsn: str, template: str) -> Iterator[Any]:
 
     with (
         new_database(server_dsn, template) as dsn,
-        Store(Database(dsn, connect_timeout_s=60)) as other,
+        Store(Database(dsn, connect_timeout_s=CONNECT_S)) as other,
     ):
         yield other
 

@@ -14,6 +14,9 @@ import psycopg
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
+CONNECT_S, STATEMENT_S = 60, 180.0
+"""Patience with a server that other tests keep busy: no verdict is about how long it takes."""
+
 
 @contextmanager
 def short_folder() -> Iterator[Path]:

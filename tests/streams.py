@@ -4,31 +4,27 @@ from __future__ import annotations
 
 import json
 import re
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from processes import REPOSITORY
+
+from qigstore.database.embedded import kept_port
 
 TIMEOUT_S = 60
 Key = tuple[str, int, int]
 
 
 class Served:
-    """`qigstore serve` at a port of its own; can be killed and started again.
-
-    Bound and not listened at, the port is given to nobody; a server that may share it listens.
-    """
+    """`qigstore serve` at a port of its own, kept for it; can be killed and started again."""
 
     def __init__(self, env: Mapping[str, str], *options: str) -> None:
-        self._place = socket.socket()
-        self._place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self._place.bind(("127.0.0.1", 0))
-        self.port = int(self._place.getsockname()[1])
+        self._kept = ExitStack()
+        self.port = self._kept.enter_context(kept_port())
         self._env, self._options = env, options
         self.process: subprocess.Popen[str] | None = None
 
@@ -56,7 +52,7 @@ class Served:
 
     def leave(self) -> None:
         """Give the port back."""
-        self._place.close()
+        self._kept.close()
 
     def kill(self) -> None:
         """SIGKILL."""

@@ -27,6 +27,6 @@ def version(as_json: Json = False) -> None:
         typer.echo("recording path: compiled")
     else:
         typer.echo(
-            "recording path: pure Python, three times as slow; with a C compiler and Python's "
+            "recording path: pure Python, which is slower; with a C compiler and Python's "
             "headers, install again for the compiled one"
         )

@@ -6,7 +6,6 @@ else comes goes the long way, where every check has its words.
 
 from __future__ import annotations
 
-import struct
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
@@ -15,8 +14,8 @@ from qigkernels.regimes import NO_REGIME, Regime, RegimeDetector, RegimeThreshol
 from qigstore.errors import InvalidInput
 from qigstore.recording.geometry import BasinTrack, check_basin
 from qigstore.recording.values import (
+    PLAIN,
     RESERVED,
-    STEP_BITS,
     check_names,
     regime_code,
     to_numbers,
@@ -35,7 +34,6 @@ __all__ = ["Recorder"]
 A = TypeVar("A")
 
 _PLANS_MAX = 4_096
-_PLAIN = (float, int)
 
 Check: TypeAlias = Callable[[int, Sequence[float], float | None], Sequence[A]]
 """Step, values and, where it is known, their sum → alarms."""
@@ -93,38 +91,23 @@ class Recorder(Generic[A]):
             InvalidInput: what cannot be recorded, by name; nothing of the row was kept.
         """
         plan, spool = self._plan, self._spool
-        if plan.mixed:
-            return self._record_mixed(plan, step, metrics)
         try:
-            regime = self._regime(metrics) if plan.has_phi else NO_REGIME
+            row = self._converted(plan, metrics) if plan.mixed else metrics
+            regime = self._regime(row) if plan.has_phi else NO_REGIME
         except Exception:
             return self._record_slowly(step, metrics)  # there it is told which value is none
         with spool.lock:
-            values = spool.put(plan.layout, step, regime, metrics)
+            values = spool.put(plan.layout, step, regime, row)
             if values is not None:
                 self._last = (step, plan.names, values, regime)
                 return () if plan.check is None else plan.check(step, values, spool.total)
         return self._record_slowly(step, metrics)
 
-    def _record_mixed(self, plan: _Plan[A], step: int, metrics: Mapping[str, Any]) -> Sequence[A]:
-        """Of the last row some values had to be converted (NumPy scalars, 0-d tensors)."""
-        spool = self._spool
-        try:
-            usual = [*metrics] == plan.names and not step >> STEP_BITS
-            values = to_numbers(plan.names, metrics.values()) if usual else []
-        except Exception:
-            usual = False
-        if not usual:
-            return self._record_slowly(step, metrics)
-        row = dict(zip(plan.names, values, strict=True))
-        regime = self._regime(row) if plan.has_phi else NO_REGIME
-        with spool.lock:
-            try:
-                spool.append(plan.layout, step, regime, values)
-            except (struct.error, TypeError, ValueError, ArithmeticError):
-                return self._record_slowly(step, metrics)
-            self._last = (step, plan.names, values, regime)
-            return () if plan.check is None else plan.check(step, values, None)
+    def _converted(self, plan: _Plan[A], metrics: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A row like the last one, some of whose values were NumPy scalars or 0-d tensors."""
+        if [*metrics] != plan.names:
+            return metrics  # another row: the long way converts it
+        return dict(zip(plan.names, to_numbers(plan.names, metrics.values()), strict=True))
 
     def _regime(self, row: Mapping[str, Any]) -> int:
         return self._detect(row["phi"], row.get("kappa_eff"), row.get("basin_distance"))
@@ -155,7 +138,7 @@ class Recorder(Generic[A]):
             if point is None:
                 self._plan = plan
                 self._spool.use(plan.layout)
-                plan.mixed = not all(isinstance(value, _PLAIN) for value in given.values())
+                plan.mixed = not all(isinstance(value, PLAIN) for value in given.values())
             self._last = (number, plan.names, values, code)
             return () if plan.check is None else plan.check(number, values, None)
 

@@ -11,6 +11,7 @@ from qigstore.errors import InvalidInput
 __all__ = [
     "METRICS_MAX",
     "NAME_LENGTH_MAX",
+    "PLAIN",
     "RESERVED",
     "STEP_BITS",
     "check_names",
@@ -24,6 +25,9 @@ METRICS_MAX = 1_000
 NAME_LENGTH_MAX = 200
 STEP_BITS = 62
 """A step is below 2^62: far from the end of PostgreSQL's bigint."""
+
+PLAIN = (float, int)
+"""Types of numbers that are recorded as they are; NumPy's float64 is a float too."""
 
 RESERVED = frozenset(
     {

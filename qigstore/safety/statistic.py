@@ -1,7 +1,7 @@
 """What a detector remembers: numbers, and of two detectors how a quiet value changes them.
 
 In C where it was compiled: at the pace of a training loop the processor has forgotten Python's way
-through forty operations each time, and finds it again in 15 µs.
+through forty operations each time, and has to find it again.
 """
 
 from __future__ import annotations

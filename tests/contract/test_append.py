@@ -256,7 +256,6 @@ def test_any_order_of_steps_and_batches_keeps_the_last_record_of_each_step(
 
 @settings(
     max_examples=20,
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(values=st.lists(st.floats(), min_size=1, max_size=40))

@@ -6,10 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from places import CONNECT_S, STATEMENT_S
 
 from qigstore.database.engine import Database
-
-CONNECT_S, STATEMENT_S = 60, 180.0
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from typing import Any
 import psycopg
 import pytest
 import sqlalchemy
+from places import CONNECT_S
 from processes import run_python, servers_in, wait_until
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from sqlalchemy import text
@@ -173,7 +174,7 @@ def test_what_only_reads_needs_no_transaction_and_leaves_none(
 
 
 def _unavailable(dsn: str) -> StoreUnavailable:
-    database = Database(dsn, connect_timeout_s=60)
+    database = Database(dsn, connect_timeout_s=CONNECT_S)
     with pytest.raises(StoreUnavailable) as caught, database.begin():
         pass
     shown = "".join(traceback.format_exception(caught.value))
@@ -342,7 +343,7 @@ def test_of_several_hosts_the_one_that_writes_is_found(home: Path) -> None:
             database = Database(
                 f"host=127.0.0.1,127.0.0.1,127.0.0.1 port={ports} user=qigstore "
                 f"password={password} dbname=qigstore target_session_attrs=read-write",
-                connect_timeout_s=60,
+                connect_timeout_s=CONNECT_S,
             )
             with database.raw() as driver:
                 assert driver.info.port == writes.port

@@ -314,14 +314,19 @@ def test_close_without_a_database_keeps_the_rows_for_the_next_process(line: Line
     assert drain_leftovers(line.root, line.store) == []
 
 
-def test_a_stale_writer_stops_and_says_so(line: Line, caplog: pytest.LogCaptureFixture) -> None:
-    writer = line.writer()
+def shut_out(line: Line, writer: Writer) -> None:
+    """A row is stored; another process takes over; the next row is not."""
     line.recorder.record(0, {"loss": 1.0})
     writer.flush(60)
     line.store.writers.take_over(line.spool.identity.writer)
     line.recorder.record(1, {"loss": 1.0})
     with pytest.raises(NotStored, match="took over"):
         writer.flush(60)
+
+
+def test_a_stale_writer_stops_and_says_so(line: Line, caplog: pytest.LogCaptureFixture) -> None:
+    writer = line.writer()
+    shut_out(line, writer)
     assert writer.health.stale
     line.recorder.record(2, {"loss": 1.0})
     assert any("must stop recording" in record.getMessage() for record in caplog.records)
@@ -351,12 +356,7 @@ def test_what_came_of_rows_is_said_in_one_with_the_reason(
 
     monkeypatch.setattr(writer, "_tell", flush_and_tell)
     monkeypatch.setattr(Spool, "notify", look)
-    line.recorder.record(0, {"loss": 1.0})
-    writer.flush(60)
-    line.store.writers.take_over(line.spool.identity.writer)
-    line.recorder.record(1, {"loss": 1.0})
-    with pytest.raises(NotStored, match="took over"):
-        writer.flush(60)
+    shut_out(line, writer)
     assert seen == [(False, None)]
 
 

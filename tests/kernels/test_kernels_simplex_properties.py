@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as hnp
 
 from qigkernels import simplex
 
-PROFILE = settings(max_examples=60, deadline=None)
+PROFILE = settings(max_examples=60)
 
 
 def counts(n, rows):

@@ -10,7 +10,7 @@ from kernels_judge import make_state
 
 from qigkernels import simplex, states
 
-PROFILE = settings(max_examples=40, deadline=None)
+PROFILE = settings(max_examples=40)
 
 
 @st.composite

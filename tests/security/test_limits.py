@@ -6,7 +6,7 @@ import random
 from pathlib import Path
 
 import psycopg
-from places import new_database
+from places import CONNECT_S, new_database
 from processes import wait_until
 from rest import PROBLEM, Rest, served
 
@@ -105,7 +105,7 @@ def test_a_dead_database_is_503_and_is_not_described(
     server_dsn: str, template: str, home: Path
 ) -> None:
     with new_database(server_dsn, template) as dsn:
-        store = Store(Database(dsn, connect_timeout_s=60))
+        store = Store(Database(dsn, connect_timeout_s=CONNECT_S))
         with served(store, home) as rest:
             filled = rest.fill()
             name = psycopg.conninfo.conninfo_to_dict(dsn)["dbname"]

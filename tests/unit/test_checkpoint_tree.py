@@ -85,7 +85,7 @@ states = st.recursive(
 )
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, suppress_health_check=list(HealthCheck))
 @given(state=states)
 def test_any_state_comes_back_the_same_from_disk(
     state: Any, tmp_path_factory: pytest.TempPathFactory

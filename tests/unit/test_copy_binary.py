@@ -65,7 +65,7 @@ def test_every_kind_of_column_is_encoded_as_psycopg_does() -> None:
     assert ours([(fields, 3)]) == by_psycopg(rows, types)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     places=st.sets(st.integers(0, 40), min_size=1, max_size=41),
     count=st.integers(1, 5),

@@ -51,6 +51,17 @@ def ready(spool: Spool, names: tuple[str, ...] = NAMES) -> Layout:
     return layout
 
 
+def steps_of(spool: Spool) -> list[int]:
+    """Steps of all rows; each of their values has to be its step."""
+    reader, found = SpoolReader(spool, spool.identity.writer), []
+    while (take := reader.take(1 << 20)) is not None:
+        assert take.gap == 0
+        for group in take.groups:
+            assert (group.values == group.step[:, None]).all()
+            found += group.step.tolist()
+    return found
+
+
 def state(spool: Spool) -> tuple[int, int, bytes]:
     """Where the spool is, and the first word of the frame that comes next."""
     return spool.at, spool.seq, bytes(spool.map[spool.at : spool.at + 8])
@@ -210,13 +221,7 @@ def test_threads_share_one_cursor(tmp_path: Path) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    reader, steps = SpoolReader(spool, spool.identity.writer), []
-    while (take := reader.take(1 << 20)) is not None:
-        assert take.gap == 0
-        for rows in take.groups:
-            assert (rows.values == rows.step[:, None]).all()
-            steps += rows.step.tolist()
-    assert sorted(steps) == [*range(4 * each + 1)]
+    assert sorted(steps_of(spool)) == [*range(4 * each + 1)]
     spool.close()
 
 
@@ -275,11 +280,5 @@ def test_a_finalizer_that_records_in_the_middle_of_a_row_takes_no_rows_place(
             kept.append([])  # the next one that is made, by whomever, sets it off
         write(step)
     gc.collect()
-    reader, found = SpoolReader(spool, spool.identity.writer), []
-    while (take := reader.take(1 << 20)) is not None:
-        assert take.gap == 0
-        for group in take.groups:
-            assert (group.values == group.step[:, None]).all()
-            found += group.step.tolist()
-    assert sorted(found) == sorted(told)
+    assert sorted(steps_of(spool)) == sorted(told)
     spool.close()

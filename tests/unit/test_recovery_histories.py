@@ -419,7 +419,6 @@ class Histories(RuleBasedStateMachine):
 
 _OPTIONS = settings(
     stateful_step_count=15,
-    deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 TestHistories = Histories.TestCase

@@ -1,7 +1,7 @@
 /* The short way of `record()`: one row of plain numbers whose names are those of the last one.
 
    `cursor.py` has the same class in Python and says what it promises; this one writes the same
-   bytes in a tenth of the time. Whatever is not plain (other names, a tensor, an integer beyond a
+   bytes sooner. Whatever is not plain (other names, a tensor, an integer beyond a
    double, a full block, a busy spool) is answered with None, nothing written: the long way has the
    checks and their words.
 
@@ -12,6 +12,7 @@
 #include <Python.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 #include <structmember.h>
 #include <time.h>
 

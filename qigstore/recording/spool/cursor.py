@@ -11,15 +11,12 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from qigstore.compiled import compiled_or
-from qigstore.recording.values import STEP_BITS
+from qigstore.recording.values import PLAIN, STEP_BITS
 
 if TYPE_CHECKING:
     from qigstore.recording.spool.frame import Layout
 
 __all__ = ["COMPILED", "Cursor", "PurePythonCursor"]
-
-_PLAIN = (float, int)
-# NumPy's float64 is a float too; a sum with any array, tensor or Decimal in it is not.
 
 
 class PurePythonCursor:
@@ -50,10 +47,10 @@ class PurePythonCursor:
         """
         try:
             values = [*metrics.values()]
-            # One sum tells that all are plain numbers: an array, tensor, text or None among them
-            # makes it something else, or an error.
+            # One sum tells that all are plain numbers: an array, tensor, Decimal, text or None
+            # among them makes it something else, or an error.
             total = sum(values)
-            if [*metrics] != layout.order or step >> STEP_BITS or not isinstance(total, _PLAIN):
+            if [*metrics] != layout.order or step >> STEP_BITS or not isinstance(total, PLAIN):
                 return None
         except Exception:
             return None
