@@ -78,7 +78,7 @@ $(BIN)/python:
 	@$(PYTHON) -m venv $(VENV)
 
 # What is compiled as the package is installed.
-SOURCES := pyproject.toml hatch_build.py $(wildcard qigstore/*/*.c qigstore/*/*/*.c)
+SOURCES := pyproject.toml hatch_build.py $(wildcard qigstore/*/*.[ch] qigstore/*/*/*.c)
 
 $(DEMO): $(SOURCES) | $(BIN)/python
 	@$(PIP) install --quiet --editable '.[demo]'

@@ -12,7 +12,12 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-SOURCES = ("qigstore/recording/spool/_cursor.c", "qigstore/safety/_statistic.c")
+SOURCES = (
+    "qigstore/recording/_short_way.c",
+    "qigstore/recording/spool/_frames.c",
+    "qigstore/safety/_check.c",
+    "qigstore/safety/_statistic.c",
+)
 # No fused operations: the same bits as in Python.
 FLAGS = ["-O2", "-std=c11", "-ffp-contract=off", "-Wall", "-Wextra", "-Wno-unused-parameter"]
 

@@ -14,10 +14,9 @@ __all__ = ["version"]
 def version(as_json: Json = False) -> None:
     """Show the version; needs no database."""
     from qigstore import __version__
-    from qigstore.recording.spool import cursor
-    from qigstore.safety import statistic
+    from qigstore.compiled import all_compiled
 
-    compiled = cursor.COMPILED and statistic.COMPILED
+    compiled = all_compiled()
     if as_json:
         told = {"qigstore": __version__, "python": platform.python_version(), "compiled": compiled}
         print_json(told)

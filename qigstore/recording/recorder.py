@@ -1,6 +1,6 @@
 """The hot path: from `record(step, metrics)` to a row in the spool, in a few microseconds.
 
-A row of plain numbers with the names of the last one takes the short way, `Spool.put`. Whatever
+A row of plain numbers with the names of the last one takes the short way (`short_way.py`). Whatever
 else comes goes the long way, where every check has its words.
 """
 
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 from qigkernels.regimes import NO_REGIME, Regime, RegimeDetector, RegimeThresholds
 from qigstore.errors import InvalidInput
 from qigstore.recording.geometry import BasinTrack, check_basin
+from qigstore.recording.short_way import ShortWay
 from qigstore.recording.values import (
     PLAIN,
     RESERVED,
@@ -35,34 +36,36 @@ A = TypeVar("A")
 
 _PLANS_MAX = 4_096
 
-Check: TypeAlias = Callable[[int, Sequence[float], float | None], Sequence[A]]
-"""Step, values and, where it is known, their sum → alarms."""
+Check: TypeAlias = Callable[[int, Sequence[float]], Sequence[A]]
+"""Step and values → alarms."""
 
 
 class _Plan(Generic[A]):
-    """What is known of rows with these names: worked out once.
+    """What is known of rows with these names: worked out once."""
 
-    `mixed`: some values were no plain numbers (NumPy scalars, 0-d tensors), and will be again.
-    """
-
-    __slots__ = ("check", "has_phi", "layout", "mixed", "names")
+    __slots__ = ("check", "has_phi", "layout")
 
     def __init__(self, layout: Layout, check: Check[A] | None) -> None:
-        self.layout, self.check, self.mixed = layout, check, False
-        self.names, self.has_phi = layout.order, "phi" in layout.names
+        self.layout, self.check = layout, check
+        self.has_phi = "phi" in layout.names
 
 
-class Recorder(Generic[A]):
+class Recorder(ShortWay, Generic[A]):
     """Checks rows and adds them to a spool; any thread may call it.
+
+    `record(step, metrics)` adds one row and returns the alarms that the rules raise about it, `()`
+    as a rule. Step: from 0, below 2^62. Metrics: real scalars by name; None: not measured; `basin`:
+    a distribution, from which the geometry metrics follow; `regime`: a name or code. It raises
+    `InvalidInput` about what cannot be recorded, by name, and then nothing of the row was kept.
 
     Args:
         spool: where the rows go.
-        bind_rules: makes, for the names of a row, the check that is called with its step, values
-            and sum *after* the row is in the spool: no rule can lose a row.
+        bind_rules: makes, for the names of a row, the check that is called with its step and
+            values *after* the row is in the spool: no rule can lose a row.
         preset: thresholds of the regime, which is computed where the caller gives Φ and no regime.
     """
 
-    __slots__ = ("_bind", "_detect", "_last", "_plan", "_plans", "_spool", "_track")
+    __slots__ = ("_bind", "_plans", "_regime", "_spool", "_track")
 
     def __init__(
         self,
@@ -71,48 +74,33 @@ class Recorder(Generic[A]):
         bind_rules: Callable[[tuple[str, ...]], Check[A]] | None = None,
         preset: RegimeThresholds | None = None,
     ) -> None:
+        detector = RegimeDetector(preset)
+        super().__init__(spool, detector.thresholds)
         self._spool = spool
         self._bind = bind_rules
-        self._detect = RegimeDetector(preset).code
+        self._regime = detector.code
         self._track = BasinTrack()
         self._plans: OrderedDict[tuple[tuple[str, ...], int], _Plan[A]] = OrderedDict()
-        self._plan = self._plan_of((), 0)
-        self._last: tuple[int, Sequence[str], Sequence[float], int] = (-1, (), (), NO_REGIME)
-
-    def record(self, step: int, metrics: Mapping[str, Any]) -> Sequence[A]:
-        """Add one row; the alarms that the rules raise about it, `()` as a rule.
-
-        Args:
-            step: 0 ≤ step < 2^62.
-            metrics: real scalars by name; None: not measured. `basin`: a distribution, from which
-                the geometry metrics follow; `regime`: a name or code.
-
-        Raises:
-            InvalidInput: what cannot be recorded, by name; nothing of the row was kept.
-        """
-        plan, spool = self._plan, self._spool
-        try:
-            row = self._converted(plan, metrics) if plan.mixed else metrics
-            regime = self._regime(row) if plan.has_phi else NO_REGIME
-        except Exception:
-            return self._record_slowly(step, metrics)  # there it is told which value is none
-        with spool.lock:
-            values = spool.put(plan.layout, step, regime, row)
-            if values is not None:
-                self._last = (step, plan.names, values, regime)
-                return () if plan.check is None else plan.check(step, values, spool.total)
-        return self._record_slowly(step, metrics)
-
-    def _converted(self, plan: _Plan[A], metrics: Mapping[str, Any]) -> Mapping[str, Any]:
-        """A row like the last one, some of whose values were NumPy scalars or 0-d tensors."""
-        if [*metrics] != plan.names:
-            return metrics  # another row: the long way converts it
-        return dict(zip(plan.names, to_numbers(plan.names, metrics.values()), strict=True))
-
-    def _regime(self, row: Mapping[str, Any]) -> int:
-        return self._detect(row["phi"], row.get("kappa_eff"), row.get("basin_distance"))
 
     # -- the long way -------------------------------------------------------------------------
+
+    def record_unusual(self, step: Any, metrics: Any, /) -> Sequence[A]:
+        """Add a row that the short way leaves; see the class."""
+        if self.mixed:
+            try:
+                plain = self._converted(metrics)
+            except Exception:  # the long way tells which value is none
+                plain = None
+            alarms = None if plain is None else self.record_plain(step, plain)
+            if alarms is not None:
+                return alarms
+        return self._record_slowly(step, metrics)
+
+    def _converted(self, metrics: Mapping[str, Any]) -> dict[str, float] | None:
+        """A row like the last one, some of whose values are NumPy scalars or 0-d tensors."""
+        if self.layout is None or [*metrics] != self.layout.order:
+            return None
+        return dict(zip(metrics, to_numbers(metrics, metrics.values()), strict=True))
 
     def _record_slowly(self, step: Any, metrics: Mapping[str, Any]) -> Sequence[A]:
         number = to_step(step)
@@ -131,16 +119,24 @@ class Recorder(Generic[A]):
             plan = self._plan_of(tuple(row), 0 if point is None else len(point))
             values = tuple(row.values())
             if code is None:
-                code = self._regime(row) if plan.has_phi else NO_REGIME
+                code = self._regime_of(row)
             cells = values if point is None else (*values, *point.tolist())
             if self._spool.append(plan.layout, number, code, cells) and point is not None:
                 self._track.advance(point, told)
             if point is None:
-                self._plan = plan
-                self._spool.use(plan.layout)
-                plan.mixed = not all(isinstance(value, PLAIN) for value in given.values())
-            self._last = (number, plan.names, values, code)
-            return () if plan.check is None else plan.check(number, values, None)
+                mixed = not all(isinstance(value, PLAIN) for value in given.values())
+                self._use(plan, mixed=mixed)
+            self.last_row = (plan.layout, number, values, code)
+            return () if plan.check is None else plan.check(number, values)
+
+    def _use(self, plan: _Plan[A], *, mixed: bool) -> None:
+        """Rows like this one are usual from now on."""
+        self._spool.use(plan.layout)
+        self.layout, self.check = plan.layout, plan.check
+        self.has_phi, self.mixed = plan.has_phi, mixed
+
+    def _regime_of(self, row: Mapping[str, float]) -> int:
+        return self._regime(row.get("phi"), row.get("kappa_eff"), row.get("basin_distance"))
 
     def _plan_of(self, names: tuple[str, ...], dimension: int) -> _Plan[A]:
         plan = self._plans.get((names, dimension))
@@ -158,19 +154,20 @@ class Recorder(Generic[A]):
     @property
     def last(self) -> Mapping[str, float]:
         """Metrics of the last row."""
-        _, names, values, _ = self._last
-        return dict(zip(names, values, strict=True))
+        if self.last_row is None:
+            return {}
+        layout, _, values, _ = self.last_row
+        return dict(zip(layout.names, values, strict=True))
 
     @property
     def last_step(self) -> int | None:
         """Step of the last row; None before the first."""
-        step = self._last[0]
-        return None if step < 0 else step
+        return None if self.last_row is None else self.last_row[1]
 
     @property
     def last_regime(self) -> str | None:
         """Regime of the last row."""
-        code = self._last[3]
+        code = NO_REGIME if self.last_row is None else self.last_row[3]
         return None if code == NO_REGIME else Regime.from_code(code).value
 
     @property

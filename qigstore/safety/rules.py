@@ -17,9 +17,10 @@ from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from math import isfinite
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from qigstore.errors import ConfigurationError, InvalidInput
+from qigstore.safety.check import Check
 from qigstore.safety.declared import (
     Escalation,
     Ewma,
@@ -54,18 +55,6 @@ ALARMS_PER_STEP_MAX = 8
 
 _NAMES_SHOWN = 5
 _STATE_VERSION = 3
-
-
-class Check(Protocol):
-    """What `bind` returns."""
-
-    def __call__(
-        self, step: int, values: Sequence[float], total: float | None = None, /
-    ) -> Sequence[Alarm]:
-        """Judge a step by its values in the layout's order; the alarms, `()` when quiet.
-
-        `total`: the sum of the values, where the caller has it.
-        """
 
 
 class RuleSet:
@@ -183,24 +172,8 @@ class RuleSet:
         finite: list[tuple[Finite, list[tuple[int, FiniteDetector]]]],
         watchers: list[tuple[int, Observer]],
     ) -> Check:
-        quiet: tuple[Alarm, ...] = ()
         observers = tuple((i, detector.observe) for i, detector in watchers)
-        busy, bounded = self._busy, self._bounded
-
-        def check(
-            step: int, values: Sequence[float], total: float | None = None, /
-        ) -> Sequence[Alarm]:
-            if total is None:
-                total = sum(values)
-            # A sum of finite values is finite, or overflows, which the slow path then finds out.
-            if total - total != 0.0 or busy:
-                return slow(step, values)
-            found: list[Alarm] | None = None
-            for index, observe in observers:
-                alarm = observe(step, values[index])
-                if alarm is not None:
-                    found = [alarm] if found is None else [*found, alarm]
-            return quiet if found is None else bounded(found)
+        bounded = self._bounded
 
         def slow(step: int, values: Sequence[float]) -> Sequence[Alarm]:
             found = self._not_finite(step, values, finite)
@@ -209,9 +182,9 @@ class RuleSet:
                     alarm = observe(step, values[index])
                     if alarm is not None:
                         found.append(alarm)
-            return bounded(found) if found else quiet
+            return bounded(found) if found else ()
 
-        return check
+        return Check(observers, self._busy, slow, bounded)
 
     def _not_finite(
         self,

@@ -71,5 +71,5 @@ class PurePythonStatistic:
 if TYPE_CHECKING:
     Statistic = PurePythonStatistic
 else:
-    Statistic = compiled_or(PurePythonStatistic, "qigstore.safety._statistic")
+    Statistic = compiled_or(PurePythonStatistic, "qigstore.safety._statistic", "Statistic")
 COMPILED = Statistic is not PurePythonStatistic

@@ -26,7 +26,7 @@ from processes import wait_until
 import qigstore
 from qigstore.cli import EXIT_CODES, exit_code
 from qigstore.cli.output import as_json
-from qigstore.recording.spool.cursor import COMPILED
+from qigstore.compiled import all_compiled
 from qigstore.safety.rules import RuleSet, Threshold
 
 NAME = "ocean 7"
@@ -172,7 +172,7 @@ def test_version_needs_no_database(tmp_path: Path) -> None:
     env = environment(tmp_path, "postgresql://nobody@127.0.0.1:1/none")
     assert run(env, "version").stdout.startswith(f"qigstore {qigstore.__version__} ")
     told = data(env, "version")
-    assert (told["qigstore"], told["compiled"]) == (qigstore.__version__, COMPILED)
+    assert (told["qigstore"], told["compiled"]) == (qigstore.__version__, all_compiled())
     pure = process({**env, "QIGSTORE_PURE_PYTHON": "1"}, "version")
     assert "pure Python" in pure.stdout
 

@@ -11,10 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from qigstore.recording.spool import cursor
-from qigstore.safety import statistic
+from qigstore.compiled import all_compiled
 
-COMPILED = cursor.COMPILED and statistic.COMPILED
+COMPILED = all_compiled()
 PURE = bool(os.environ.get("QIGSTORE_PURE_PYTHON"))
 
 
@@ -26,7 +25,10 @@ def test_where_there_is_a_compiler_everything_is_compiled() -> None:
 
 
 @pytest.mark.skipif(not COMPILED, reason="the twins are in use already")
-@pytest.mark.parametrize("names", [("cursor", "recorder", "spool"), ("statistic", "rules")])
+@pytest.mark.parametrize(
+    "names",
+    [("cursor", "frames", "short_way", "recorder", "spool"), ("check", "statistic", "rules")],
+)
 def test_the_twins_in_python_pass_the_same_tests(names: tuple[str, ...]) -> None:
     files = [str(Path(__file__).with_name(f"test_{name}.py")) for name in names]
     done = subprocess.run(

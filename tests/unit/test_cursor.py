@@ -107,15 +107,6 @@ def test_a_row_is_the_same_to_the_bit(spool: Spool, rng: random.Random) -> None:
 
 
 @pytest.mark.parametrize(
-    "total", [[1.0, 2.5, 3.0], [1, 2, True], [1e308, 1e308, 0.0], [math.nan, 1.0, 2.0]]
-)
-def test_the_sum_tells_whether_all_are_finite(spool: Spool, total: list[float]) -> None:
-    layout = ready(spool, ("a", "b", "c"))
-    assert spool.put(layout, 1, -1, dict(zip("abc", total, strict=True))) is not None
-    assert math.isfinite(spool.total) == math.isfinite(sum(total))
-
-
-@pytest.mark.parametrize(
     "value",
     [
         None, "1", b"1", 1j, [1.0], 10**400, Decimal(1), Fraction(1, 3), np.float32(1.0),

@@ -398,7 +398,7 @@ def test_rules_see_the_row_after_it_is_safe(spool: Spool) -> None:
     seen: list[tuple[int, tuple[float, ...]]] = []
 
     def bind(names: tuple[str, ...]) -> Any:
-        def check(step: int, values: Sequence[float], total: float | None) -> Sequence[str]:
+        def check(step: int, values: Sequence[float]) -> Sequence[str]:
             assert spool.seq == len(seen) + 1
             seen.append((step, tuple(values)))
             if step == 2:

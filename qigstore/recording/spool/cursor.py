@@ -28,14 +28,13 @@ class PurePythonCursor:
         block: number of the block; a layout is announced anew in each.
         seed: where the CRC of every frame starts.
         busy: a row is being added: another one, of a signal handler, has to wait.
-        total: the sum of the values of the last usual row.
     """
 
-    __slots__ = ("at", "block", "busy", "limit", "seed", "seq", "total")
+    __slots__ = ("at", "block", "busy", "limit", "seed", "seq")
 
     def __init__(self) -> None:
         self.at = self.limit = self.seq = self.block = self.seed = 0
-        self.busy, self.total = False, 0.0
+        self.busy = False
 
     def put(
         self, layout: Layout, step: int, regime: int, metrics: Mapping[str, Any], /
@@ -54,7 +53,6 @@ class PurePythonCursor:
                 return None
         except Exception:
             return None
-        self.total = total
         try:
             self.append(layout, step, regime, values)
         except (struct.error, TypeError, ValueError, ArithmeticError):
@@ -75,5 +73,5 @@ class PurePythonCursor:
 if TYPE_CHECKING:
     Cursor = PurePythonCursor
 else:
-    Cursor = compiled_or(PurePythonCursor, "qigstore.recording.spool._cursor")
+    Cursor = compiled_or(PurePythonCursor, "qigstore.recording.spool._frames", "Cursor")
 COMPILED = Cursor is not PurePythonCursor

@@ -25,6 +25,8 @@ from typing import Any
 from uuid import UUID
 from zlib import crc32
 
+from qigstore.compiled import compiled_or
+
 __all__ = [
     "FRAME_BYTES_MAX",
     "HEAD_BYTES",
@@ -35,6 +37,7 @@ __all__ = [
     "ROW_BYTES",
     "WORD_BYTES",
     "Layout",
+    "count_whole",
     "pack_head",
     "read_announcement",
     "read_head",
@@ -126,3 +129,26 @@ def read_announcement(data: bytes, at: int) -> Layout:
     start = at + _LAYOUT.size
     told: dict[str, Any] = json.loads(data[start : start + length])
     return Layout(number, tuple(told["names"]), int(told["basin"]))
+
+
+def pure_python_count_whole(data: bytes, at: int, size: int, most: int, seed: int, /) -> int:
+    """How many of at most `most` frames of `size` bytes, from `at` on, have the CRC they tell.
+
+    Raises:
+        ValueError: they do not lie within the data, or are not made of whole words.
+    """
+    if at < 0 or most < 0 or size < 2 * WORD_BYTES or size % WORD_BYTES:
+        raise ValueError("frames of whole words, all within the data")
+    if at + most * size > len(data):
+        raise ValueError("frames of whole words, all within the data")
+    view = memoryview(data)
+    for found in range(most):
+        frame = view[at + found * size : at + (found + 1) * size]
+        if crc32(frame[WORD_BYTES:], seed) != int.from_bytes(frame[4:WORD_BYTES], "little"):
+            return found
+    return most
+
+
+count_whole = compiled_or(
+    pure_python_count_whole, "qigstore.recording.spool._frames", "count_whole"
+)

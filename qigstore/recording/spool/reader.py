@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 from uuid import UUID
-from zlib import crc32
 
 import numpy as np
 
@@ -23,6 +22,7 @@ from qigstore.recording.spool.frame import (
     MARKER_BYTES,
     ROW_BYTES,
     Layout,
+    count_whole,
     read_announcement,
     seed_of,
 )
@@ -41,7 +41,7 @@ _ROWS_A_PAUSE = 1024
 """About a millisecond: nobody who records meanwhile waits longer."""
 # Of a frame's second word: size, kind and layout; rows that differ in their regime are one run.
 _NO_REGIME_BITS = np.uint64(0xFFFFFFFF_00FFFFFF)
-_MARKER_BITS, _CRC_SHIFT = np.uint64(0xFFFFFFFF), np.uint64(32)
+_MARKER_BITS = np.uint64(0xFFFFFFFF)
 _SEQ = 2
 """Which word of a frame is its sequence number."""
 
@@ -173,15 +173,10 @@ def _run(data: bytes, words: NDArray[np.uint64], seed: int | None, most: int) ->
     alike = (metas == metas[0]) & (heads & _MARKER_BITS == MARKER)
     if not alike.all():
         most = int(alike.argmin())
-        heads = heads[:most]
     if seed is None:
         return most
-    first, step = len(data) // 8 * 8 - 8 * len(words), 8 * size
-    view = memoryview(data)
-    crcs = [crc32(view[begin + 8 : begin + step], seed)
-            for begin in range(first, first + most * step, step)]  # fmt: skip
-    right = heads >> _CRC_SHIFT == np.array(crcs, np.uint64)
-    return most if right.all() else int(right.argmin())
+    first = len(data) // 8 * 8 - 8 * len(words)
+    return count_whole(data, first, 8 * size, most, seed)
 
 
 def _next_marker(data: bytes, at: int) -> int:

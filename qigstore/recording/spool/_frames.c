@@ -1,9 +1,9 @@
-/* The short way of `record()`: one row of plain numbers whose names are those of the last one.
+/* Frames of a spool: the short way to write one, and which of many are whole.
 
-   `cursor.py` has the same class in Python and says what it promises; this one writes the same
-   bytes sooner. Whatever is not plain (other names, a tensor, an integer beyond a
-   double, a full block, a busy spool) is answered with None, nothing written: the long way has the
-   checks and their words.
+   `cursor.py` and `frame.py` have the same in Python and say what it promises; these write the same
+   bytes sooner, and find the same frames. A row that is not plain (other names, a tensor, an
+   integer beyond a double, a full block, a busy spool) is answered with None, nothing written: the
+   long way has the checks and their words.
 
    No Python code runs between the first look at the spool and the store that makes the row valid,
    so neither another thread nor a signal handler nor a finalizer can come between. */
@@ -15,6 +15,8 @@
 #include <string.h>
 #include <structmember.h>
 #include <time.h>
+
+#include "../_plain.h"
 
 /* frame.py: marker u32 | crc u32 | size/8 u16 | kind u8 | regime i8 | layout u32 | sequence u64
    | step i64 | time_ns i64 | metrics f64 × n, little-endian. */
@@ -41,7 +43,6 @@ typedef struct {
 typedef struct {
     PyObject_HEAD
     long long at, limit, seq, block;
-    double total;
     unsigned int seed;
     char busy;
     /* What `use` was told. */
@@ -90,31 +91,12 @@ crc32_of(const unsigned char *data, size_t size, uint32_t start)
 
 /* -- the row -------------------------------------------------------------------------------- */
 
-/* A plain number as a double; 0: it is none, or needs words. */
-static int
-plain(PyObject *value, double *number)
-{
-    if (PyFloat_Check(value)) { /* NumPy's float64 is one too */
-        *number = PyFloat_AS_DOUBLE(value);
-        return 1;
-    }
-    if (!PyLong_Check(value))
-        return 0;
-    *number = PyLong_AsDouble(value);
-    if (*number == -1.0 && PyErr_Occurred()) {
-        PyErr_Clear();
-        return 0;
-    }
-    return 1;
-}
-
 /* Fill the tuple, and the doubles in the mapping; 0: not the usual row. Allocates nothing. */
 static int
 take(Cursor *self, PyObject *metrics, PyObject *values, double *numbers)
 {
     Py_ssize_t count = PyTuple_GET_SIZE(self->names), place = 0, i = 0;
     PyObject *name, *value;
-    double total = 0.0;
 
     if (!PyDict_CheckExact(metrics) || PyDict_GET_SIZE(metrics) != count
         || PyTuple_GET_SIZE(values) != count)
@@ -126,12 +108,10 @@ take(Cursor *self, PyObject *metrics, PyObject *values, double *numbers)
             return 0;
         if (!plain(value, &numbers[i]))
             return 0;
-        total += numbers[i];
         Py_INCREF(value);
         PyTuple_SET_ITEM(values, i, value);
         i++;
     }
-    self->total = total;
     return i == count;
 }
 
@@ -269,7 +249,6 @@ static PyMemberDef cursor_members[] = {
     {"limit", T_LONGLONG, offsetof(Cursor, limit), 0, NULL},
     {"seq", T_LONGLONG, offsetof(Cursor, seq), 0, NULL},
     {"block", T_LONGLONG, offsetof(Cursor, block), 0, NULL},
-    {"total", T_DOUBLE, offsetof(Cursor, total), 0, NULL},
     {"seed", T_UINT, offsetof(Cursor, seed), 0, NULL},
     {"busy", T_BOOL, offsetof(Cursor, busy), 0, NULL},
     {NULL, 0, 0, 0, NULL},
@@ -277,7 +256,7 @@ static PyMemberDef cursor_members[] = {
 
 static PyTypeObject cursor_type = {
     PyVarObject_HEAD_INIT(NULL, 0)
-    .tp_name = "qigstore.recording.spool._cursor.Cursor",
+    .tp_name = "qigstore.recording.spool._frames.Cursor",
     .tp_doc = PyDoc_STR("Where the next row goes, and the short way to put it there."),
     .tp_basicsize = sizeof(Cursor),
     .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE,
@@ -287,15 +266,50 @@ static PyTypeObject cursor_type = {
     .tp_members = cursor_members,
 };
 
+PyDoc_STRVAR(count_whole_doc,
+"count_whole(data, at, size, most, seed, /)\n--\n\n"
+"How many of at most `most` frames of `size` bytes, from `at` on, have the CRC that they tell.");
+
+static PyObject *
+count_whole(PyObject *module, PyObject *args)
+{
+    Py_buffer data;
+    Py_ssize_t at, size, most, found = 0;
+    unsigned int seed;
+    if (!PyArg_ParseTuple(args, "y*nnnI:count_whole", &data, &at, &size, &most, &seed))
+        return NULL;
+    if (at < 0 || most < 0 || size < 16 || size % 8 || at > data.len
+        || most > (data.len - at) / size) {
+        PyBuffer_Release(&data);
+        PyErr_SetString(PyExc_ValueError, "frames of whole words, all within the data");
+        return NULL;
+    }
+    const unsigned char *frame = (const unsigned char *)data.buf + at;
+    for (; found < most; found++, frame += size) {
+        uint32_t told;
+        memcpy(&told, frame + 4, 4);
+        if (crc32_of(frame + 8, (size_t)size - 8, seed) != told)
+            break;
+    }
+    PyBuffer_Release(&data);
+    return PyLong_FromSsize_t(found);
+}
+
+static PyMethodDef functions[] = {
+    {"count_whole", count_whole, METH_VARARGS, count_whole_doc},
+    {NULL, NULL, 0, NULL},
+};
+
 static struct PyModuleDef module = {
     PyModuleDef_HEAD_INIT,
-    .m_name = "qigstore.recording.spool._cursor",
-    .m_doc = PyDoc_STR("The cursor of a spool, compiled."),
+    .m_name = "qigstore.recording.spool._frames",
+    .m_doc = PyDoc_STR("Frames of a spool, compiled."),
     .m_size = -1,
+    .m_methods = functions,
 };
 
 PyMODINIT_FUNC
-PyInit__cursor(void)
+PyInit__frames(void)
 {
     make_crc_table();
     PyObject *made = PyModule_Create(&module);
