@@ -36,7 +36,7 @@ class Shipper:
     """Sends what a reader hands out, batch by batch.
 
     After any error the fence is asked before anything is sent again: an error during COMMIT says
-    nothing about what was committed.
+    nothing about what was committed. While the database digests a large batch the next one is read.
 
     Attributes:
         acked: last sequence that the database has settled.
@@ -57,7 +57,8 @@ class Shipper:
         self._store, self._reader, self._target = store, reader, target
         self._quarantine = quarantine
         self._rows_max = rows_max
-        self._sure = False
+        self._sure = self._lost = False
+        self._next: Take | None = None
         self.acked = acked
         self.rows = self.repeated = self.gap = self.refused = 0
 
@@ -71,25 +72,34 @@ class Shipper:
         if not self._sure:
             self._ask()
         self._sure = False
-        take = self._reader.take(self._rows_max)
+        take, self._next = self._next or self._reader.take(self._rows_max), None
         if take is not None:
             try:
                 self._send(take)
             except StaleWriter:
                 self._ask()  # raises it again, unless only the place in the sequence was wrong
-        self._sure = True
+        self._sure = not self._lost
         return take is not None
+
+    def _read_on(self) -> None:
+        """Have the next batch ready; where it cannot be read, this one is stored all the same."""
+        try:
+            self._next = self._reader.take(self._rows_max)
+        except Exception:
+            self._lost = True  # the next step finds its place again, and meets the error itself
 
     def _ask(self) -> None:
         state = self._store.writers.settle(self._target.writer, self._target.epoch)
         if state.epoch != self._target.epoch:
             raise StaleWriter(self._target.writer, self._target.epoch, state.epoch)
         self.acked = state.acked_seq
+        self._next, self._lost = None, False
         self._reader.rewind(self.acked)
 
     def _send(self, take: Take) -> None:
         try:
-            result = self._store.telemetry.append(self._batch(take))
+            meanwhile = self._read_on if take.full else None
+            result = self._store.telemetry.append(self._batch(take), meanwhile=meanwhile)
         except Exception as error:
             if not _refused(error):
                 raise

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Buckets", "bucket_rows", "join_buckets", "widen"]
+__all__ = ["Buckets", "bucket_rows", "distinct", "join_buckets", "widen"]
 
 Floats = NDArray[np.float64]
 Counts = NDArray[np.int64]
@@ -121,7 +121,7 @@ def join_buckets(parts: Sequence[Buckets], width: int) -> Buckets:
     full = [part for part in parts if len(part)]
     if len(full) <= 1:
         return widen(full[0], width) if full else _none()
-    places = np.unique(np.concatenate([part.places for part in full]))
+    places = distinct(np.concatenate([part.places for part in full]))
     spread = [_spread(part, places) for part in full]
     start, rows, low, high, mean, finite, nans, infs = (
         np.concatenate([getattr(part, name) for part in spread])
@@ -131,6 +131,12 @@ def join_buckets(parts: Sequence[Buckets], width: int) -> Buckets:
     if (np.diff(start) < 0).any():
         together = together.take(np.argsort(start, kind="stable"))
     return widen(together, width)
+
+
+def distinct(values: Counts) -> Counts:
+    """Each value once, rising; `np.unique` would import masked arrays for it, 40 ms at first."""
+    values = np.sort(values)
+    return values[_firsts(values)]
 
 
 def _sums(values: Floats, first: Counts) -> Floats:

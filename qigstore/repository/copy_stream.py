@@ -3,7 +3,8 @@
 A thread that waits for its socket needs the interpreter's lock again after each wait, and a busy
 training thread gives it up only every 5 ms. psycopg waits as often as the socket's buffer fills,
 several times a megabyte; with that most of a batch's time is waiting for the lock. On a local
-socket each block is therefore one blocking call, during which the lock is free. Elsewhere libpq
+socket each block is therefore one blocking call, during which the lock is free, and the kernel
+keeps as much of it as it allows (`net.core.wmem_max`) while the server is behind. Elsewhere libpq
 sends, as it may have to encrypt.
 
 Nothing is read from the server meanwhile. One that takes no byte for `_STUCK_S` is given up: it
@@ -15,7 +16,7 @@ from __future__ import annotations
 import os
 import socket
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -38,8 +39,9 @@ def copy_in(
     table: str,
     columns: Sequence[str],
     parts: Iterable[tuple[Sequence[wire.Field], int]],
+    meanwhile: Callable[[], None] | None = None,
 ) -> None:
-    """Store the rows of each part.
+    """Store the rows of each part; call `meanwhile` once they are on their way.
 
     Raises:
         psycopg.Error: the server refuses them, or is gone.
@@ -49,14 +51,17 @@ def copy_in(
     with cursor.copy(statement, writer=writer) as copy:
         for block in wire.stream(parts):
             copy.write(block)
+        if meanwhile is not None:
+            meanwhile()
 
 
 def _local(connection: psycopg.Connection[Any]) -> bool:
-    """Whether its socket is a local one; it then has a limit on waiting."""
+    """Whether its socket is a local one; it then has a limit on waiting, and room for a block."""
     with socket.socket(fileno=os.dup(connection.pgconn.socket)) as same:
         if same.family != _LOCAL:
             return False
         same.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", _STUCK_S, 0))
+        same.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, wire.BLOCK_BYTES)
         return True
 
 

@@ -23,7 +23,7 @@ from qigstore.database.schema import CUSTOM_COLUMNS, CUSTOM_FROM
 from qigstore.records import STANDARD_METRICS
 from qigstore.repository import copy_binary as wire
 from qigstore.repository.batches import STEP_MAX, RowGroup, TelemetryBatch
-from qigstore.repository.buckets import Buckets, bucket_rows, join_buckets
+from qigstore.repository.buckets import Buckets, bucket_rows, distinct, join_buckets
 from qigstore.repository.copy_stream import copy_in
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ class _Roll:
             before = again[again // width < self._known // width]
             self._stale += [(width, start) for start in before.tolist()]
             part, width = width, width * FACTOR
-            again = np.unique(again // width)
+            again = distinct(again // width)
             again = again[again < self._most // width] * width
             wanted += [(part, start + i * part) for start in again.tolist() for i in range(FACTOR)]
         found: dict[int, list[Buckets]] = {}

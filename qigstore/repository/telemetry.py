@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from threading import Lock
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -86,8 +86,13 @@ class Telemetry:
         self._positions: OrderedDict[int, dict[str, int]] = OrderedDict()
         self._lock = Lock()
 
-    def append(self, batch: TelemetryBatch) -> AppendResult:
+    def append(
+        self, batch: TelemetryBatch, *, meanwhile: Callable[[], None] | None = None
+    ) -> AppendResult:
         """Store a batch, whole or not at all; once, however often it is sent.
+
+        Args:
+            meanwhile: called, if at all, while the database takes the rows in.
 
         Raises:
             StaleWriter: another process took the writer over, or the batch does not follow what is
@@ -107,7 +112,7 @@ class Telemetry:
             positions = self._positions_of(cursor, batch.session_id, groups)
             kept = sum(map(len, groups))
             replaced = _remove_repeated(cursor, past, groups)
-            _copy(cursor, past, groups, positions)
+            _copy(cursor, past, groups, positions, meanwhile)
             width = roll_up(cursor, batch, groups, positions, past)
             repeated = batch.rows - kept + replaced
             told = {"rows": kept - replaced, "repeated": repeated, "width": width}
@@ -324,7 +329,11 @@ def _remove_repeated(cursor: Cursor, past: Past, groups: Sequence[RowGroup]) -> 
 
 
 def _copy(
-    cursor: Cursor, past: Past, groups: Sequence[RowGroup], positions: Mapping[str, int]
+    cursor: Cursor,
+    past: Past,
+    groups: Sequence[RowGroup],
+    positions: Mapping[str, int],
+    meanwhile: Callable[[], None] | None,
 ) -> None:
     if not groups:
         return
@@ -336,7 +345,7 @@ def _copy(
         for group in groups
         for part in _by_regime(group)
     )
-    copy_in(cursor, "telemetry", columns, parts)
+    copy_in(cursor, "telemetry", columns, parts, meanwhile)
     with_basins = [group for group in groups if group.basins is not None]
     if with_basins:
         parts = ((_basin_fields(past, group), len(group)) for group in with_basins)

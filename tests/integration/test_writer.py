@@ -85,10 +85,10 @@ class Faulty:
         self.telemetry = SimpleNamespace(append=self.append)
         self._store, self._before, self._after = store, before, after
 
-    def append(self, batch: Any) -> Any:
+    def append(self, batch: Any, *, meanwhile: Any = None) -> Any:
         self.calls += 1
         self._before(self.calls)
-        result = self._store.telemetry.append(batch)
+        result = self._store.telemetry.append(batch, meanwhile=meanwhile)
         self._after(self.calls)
         return result
 

@@ -304,7 +304,7 @@ def test_a_finalizer_that_records_another_row_in_the_middle_of_one_mixes_nothing
         told.append(step)
         layout, at, values, _ = recorder.last_row or (None, 0, (), 0)
         assert layout is not None
-        assert values == (float(at),) * len(layout.names)
+        assert tuple(values) == (float(at),) * len(layout.names)
     gc.collect()
     found = rows_of(spool)
     assert sorted(step for step, *_ in found) == sorted(told)

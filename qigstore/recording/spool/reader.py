@@ -85,11 +85,15 @@ class Rows:
 
 @dataclass(frozen=True, slots=True)
 class Take:
-    """What was read at once; accounts for `first_seq` to `last_seq`, lost rows included."""
+    """What was read at once; accounts for `first_seq` to `last_seq`, lost rows included.
+
+    `full`: it ended because it was large enough, so that more is likely to follow.
+    """
 
     first_seq: int
     last_seq: int
     groups: tuple[Rows, ...]
+    full: bool = False
 
     @property
     def count(self) -> int:
@@ -228,7 +232,7 @@ class SpoolReader:
         count, size, first = 0, 0, self._seq + 1
         # Once: a thread that records without end hardly ever lets go of what this asks for.
         spans = self._source.spans()
-        while count < rows_max and size < _TAKE_BYTES:
+        while not (full := count >= rows_max or size >= _TAKE_BYTES):
             piece = self._next_piece(spans, rows_max - count)
             if piece is None:
                 break
@@ -241,7 +245,7 @@ class SpoolReader:
                     self._seq = max(self._seq, int(fresh[-1, _SEQ]))
         # One group a layout, however many pieces: each array of it costs whoever records a wait.
         groups = tuple(_rows(layout, tables) for layout, tables in found.values())
-        return Take(first, self._seq, groups) if count else None
+        return Take(first, self._seq, groups, full) if count else None
 
     def _next_piece(
         self, known: Iterable[tuple[int, int, int]], rows_max: int
