@@ -78,7 +78,7 @@ $(BIN)/python:
 	@$(PYTHON) -m venv $(VENV)
 
 # What is compiled as the package is installed.
-SOURCES := pyproject.toml hatch_build.py $(wildcard qigstore/*/*.[ch] qigstore/*/*/*.c)
+SOURCES := pyproject.toml hatch_build.py $(wildcard qigstore/*/*.[ch] qigstore/*/*/*.[ch])
 
 $(DEMO): $(SOURCES) | $(BIN)/python
 	@$(PIP) install --quiet --editable '.[demo]'

@@ -7,6 +7,7 @@ from zlib import crc32
 
 import pytest
 
+from qigstore.compiled import all_compiled
 from qigstore.recording.spool.frame import MARKER, count_whole, pure_python_count_whole
 
 COUNTS = [count_whole, pure_python_count_whole]
@@ -53,3 +54,18 @@ def test_frames_outside_the_data_are_an_error(whole: object, at: int, size: int,
 def test_of_nothing_nothing_is_whole(whole: object) -> None:
     assert callable(whole)
     assert whole(b"", 0, 16, 0, 0) == 0
+
+
+@pytest.mark.skipif(not all_compiled(), reason="Python's own CRC is zlib's")
+def test_each_way_to_the_crc_is_zlibs(rng: random.Random) -> None:
+    from qigstore.recording.spool import _frames  # type: ignore[attr-defined]
+
+    sizes = [*range(0, 1024, 8), 4096, 8192 + 8, 8 * 0xFFFF]
+    for size in sizes:
+        for data in (rng.randbytes(size), bytes(size), b"\xff" * size):
+            for start in (0, 0xFFFFFFFF, rng.randrange(1 << 32)):
+                at = rng.randrange(9)  # on no boundary
+                placed = memoryview(bytes(at) + data)[at:]
+                assert set(_frames.crc32_each_way(placed, start)) == {crc32(data, start)}
+    with pytest.raises(ValueError, match="whole words"):
+        _frames.crc32_each_way(b"seven..", 0)

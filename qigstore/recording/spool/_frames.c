@@ -17,6 +17,7 @@
 #include <time.h>
 
 #include "../_plain.h"
+#include "_crc32.h"
 
 /* frame.py: marker u32 | crc u32 | size/8 u16 | kind u8 | regime i8 | layout u32 | sequence u64
    | step i64 | time_ns i64 | metrics f64 × n, little-endian. */
@@ -53,41 +54,6 @@ typedef struct {
     /* What `hold` was given. */
     Py_buffer view;
 } Cursor;
-
-/* -- CRC-32 of zlib, eight bytes at a time (Kounavis and Berry 2008, doi 10.1109/TC.2008.85) -- */
-
-static uint32_t crc_table[8][256];
-
-static void
-make_crc_table(void)
-{
-    for (uint32_t i = 0; i < 256; i++) {
-        uint32_t crc = i;
-        for (int bit = 0; bit < 8; bit++)
-            crc = crc & 1 ? crc >> 1 ^ 0xedb88320u : crc >> 1;
-        crc_table[0][i] = crc;
-    }
-    for (uint32_t i = 0; i < 256; i++)
-        for (int k = 1; k < 8; k++)
-            crc_table[k][i] = crc_table[k - 1][i] >> 8 ^ crc_table[0][crc_table[k - 1][i] & 255];
-}
-
-/* `size` is a multiple of 8, as every frame's is. */
-static uint32_t
-crc32_of(const unsigned char *data, size_t size, uint32_t start)
-{
-    uint32_t crc = ~start;
-    for (; size; size -= 8, data += 8) {
-        uint64_t word;
-        memcpy(&word, data, 8);
-        word ^= crc;
-        crc = crc_table[7][word & 255] ^ crc_table[6][word >> 8 & 255]
-            ^ crc_table[5][word >> 16 & 255] ^ crc_table[4][word >> 24 & 255]
-            ^ crc_table[3][word >> 32 & 255] ^ crc_table[2][word >> 40 & 255]
-            ^ crc_table[1][word >> 48 & 255] ^ crc_table[0][word >> 56];
-    }
-    return ~crc;
-}
 
 /* -- the row -------------------------------------------------------------------------------- */
 
@@ -295,8 +261,30 @@ count_whole(PyObject *module, PyObject *args)
     return PyLong_FromSsize_t(found);
 }
 
+PyDoc_STRVAR(each_way_doc,
+"crc32_each_way(data, start, /)\n--\n\n"
+"The CRC-32 of whole words by every way that this processor has, for the tests.");
+
+static PyObject *
+crc32_each_way(PyObject *module, PyObject *args)
+{
+    Py_buffer data;
+    unsigned int start;
+    if (!PyArg_ParseTuple(args, "y*I:crc32_each_way", &data, &start))
+        return NULL;
+    PyObject *found = NULL;
+    if (data.len % 8)
+        PyErr_SetString(PyExc_ValueError, "whole words of 8 bytes");
+    else
+        found = Py_BuildValue("(II)", crc32_by_tables(data.buf, (size_t)data.len, start),
+                              crc32_of(data.buf, (size_t)data.len, start));
+    PyBuffer_Release(&data);
+    return found;
+}
+
 static PyMethodDef functions[] = {
     {"count_whole", count_whole, METH_VARARGS, count_whole_doc},
+    {"crc32_each_way", crc32_each_way, METH_VARARGS, each_way_doc},
     {NULL, NULL, 0, NULL},
 };
 
@@ -311,7 +299,7 @@ static struct PyModuleDef module = {
 PyMODINIT_FUNC
 PyInit__frames(void)
 {
-    make_crc_table();
+    choose_crc32();
     PyObject *made = PyModule_Create(&module);
     if (made != NULL && PyModule_AddType(made, &cursor_type) < 0)
         Py_CLEAR(made);
