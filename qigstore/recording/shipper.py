@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 __all__ = ["Shipper", "Target"]
 
 _log = logging.getLogger("qigstore")
+_LARGE = 4_096
+"""Rows of a batch that keeps the database busy for long enough to read the next one meanwhile."""
 _DATA_REFUSED = ("22", "23")
 """SQLSTATE classes: data exception, integrity constraint violation."""
 
@@ -36,7 +38,7 @@ class Shipper:
     """Sends what a reader hands out, batch by batch.
 
     After any error the fence is asked before anything is sent again: an error during COMMIT says
-    nothing about what was committed. While the database digests a large batch the next one is read.
+    nothing about what was committed. While the database takes a large batch in, the next is read.
 
     Attributes:
         acked: last sequence that the database has settled.
@@ -56,7 +58,7 @@ class Shipper:
     ) -> None:
         self._store, self._reader, self._target = store, reader, target
         self._quarantine = quarantine
-        self._rows_max = rows_max
+        self._rows_max, self._large = rows_max, min(rows_max, _LARGE)
         self._sure = self._lost = False
         self._next: Take | None = None
         self.acked = acked
@@ -98,7 +100,7 @@ class Shipper:
 
     def _send(self, take: Take) -> None:
         try:
-            meanwhile = self._read_on if take.full else None
+            meanwhile = self._read_on if take.count >= self._large else None
             result = self._store.telemetry.append(self._batch(take), meanwhile=meanwhile)
         except Exception as error:
             if not _refused(error):

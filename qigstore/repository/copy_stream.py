@@ -51,6 +51,7 @@ def copy_in(
     with cursor.copy(statement, writer=writer) as copy:
         for block in wire.stream(parts):
             copy.write(block)
+        del block  # a few MB, which what is done meanwhile may need
         if meanwhile is not None:
             meanwhile()
 

@@ -1,59 +1,87 @@
-"""Which frames are whole: the compiled answer is the one in Python."""
+"""Which frames are whole and alike: the compiled answer is the one in Python."""
 
 from __future__ import annotations
 
 import random
+from typing import Any
 from zlib import crc32
 
 import pytest
 
 from qigstore.compiled import all_compiled
-from qigstore.recording.spool.frame import MARKER, count_whole, pure_python_count_whole
+from qigstore.recording.spool.frame import (
+    MARKER,
+    MARKER_BYTES,
+    count_alike,
+    pure_python_count_alike,
+)
 
-COUNTS = [count_whole, pure_python_count_whole]
+COUNTS = [count_alike, pure_python_count_alike]
+ids = pytest.mark.parametrize("count", COUNTS, ids=["in use", "in Python"])
+NO_REGIME = 0xFF
 
 
-def frames(rng: random.Random, count: int, words: int, seed: int) -> bytearray:
-    data = bytearray()
-    for _ in range(count):
-        body = rng.randbytes(8 * words - 8)
-        data += (MARKER | crc32(body, seed) << 32).to_bytes(8, "little") + body
-    return data
+def frame(rng: random.Random, words: int, kind: int, layout: int, seed: int) -> bytes:
+    meta = words | kind << 16 | rng.choice([0, 3, NO_REGIME]) << 24 | layout << 32
+    body = meta.to_bytes(8, "little") + rng.randbytes(8 * words - 16)
+    return (MARKER | crc32(body, seed) << 32).to_bytes(8, "little") + body
+
+
+def told(data: bytes, at: int, most: int, seed: int | None) -> int:
+    """What both say."""
+    first, second = (count(data, at, most, seed) for count in COUNTS)
+    assert first == second
+    return first
 
 
 def test_both_stop_at_the_first_frame_that_is_hit(rng: random.Random) -> None:
     for _ in range(300):
         count, words, seed = rng.randrange(1, 20), rng.randrange(2, 60), rng.randrange(1 << 32)
-        before = rng.randrange(4)
-        data = rng.randbytes(8 * before) + frames(rng, count, words, seed)
+        start = 8 * rng.randrange(4)
+        frames = [frame(rng, words, 1, 7, seed) for _ in range(count)]
+        data = bytearray(rng.randbytes(start) + b"".join(frames))
+        assert told(bytes(data), start, count, seed) == count
+        assert told(bytes(data), start, 1000, seed) == count
+        assert told(bytes(data), start, count - 1, seed) == count - 1
+        assert told(bytes(data), start, count, None) == count
+        assert told(bytes(data[:-8]), start, count, seed) == count - 1
         hit = rng.randrange(count)
-        given = (8 * before, 8 * words, count, seed)
-        for whole in COUNTS:
-            assert whole(bytes(data), *given) == count
-        # The marker, the first four bytes, is looked at elsewhere.
-        at = 8 * before + 8 * words * hit + rng.randrange(4, 8 * words)
-        data = bytearray(data)
-        data[at] ^= 1 << rng.randrange(8)
-        for whole in COUNTS:
-            assert whole(bytes(data), *given) == hit
-            assert whole(bytes(data), *given[:2], hit, seed) == hit
+        data[start + 8 * words * hit + rng.randrange(8 * words)] ^= 1 << rng.randrange(8)
+        assert told(bytes(data), start, count, seed) <= hit
+        assert told(bytes(data), start, hit, seed) == hit
 
 
-@pytest.mark.parametrize("whole", COUNTS, ids=["in use", "in Python"])
-@pytest.mark.parametrize(
-    ("at", "size", "most"),
-    [(-8, 16, 1), (0, 12, 1), (0, 8, 1), (0, 16, -1), (0, 16, 5), (8, 16, 4), (100, 16, 0)],
-)
-def test_frames_outside_the_data_are_an_error(whole: object, at: int, size: int, most: int) -> None:
-    assert callable(whole)
-    with pytest.raises(ValueError, match="within the data"):
-        whole(bytes(64), at, size, most, 0)
+def test_another_size_kind_or_layout_ends_a_run(rng: random.Random) -> None:
+    for words, kind, layout in ((6, 1, 7), (5, 2, 7), (5, 1, 8)):
+        data = b"".join(
+            [frame(rng, 5, 1, 7, 3), frame(rng, 5, 1, 7, 3), frame(rng, words, kind, layout, 3)]
+        )
+        assert told(data, 0, 9, 3) == 2
+        assert told(data, 80, 9, 3) == 1
 
 
-@pytest.mark.parametrize("whole", COUNTS, ids=["in use", "in Python"])
-def test_of_nothing_nothing_is_whole(whole: object) -> None:
-    assert callable(whole)
-    assert whole(b"", 0, 16, 0, 0) == 0
+def test_any_bytes_are_counted_alike(rng: random.Random) -> None:
+    """Sizes of nothing, frames that reach beyond the end, markers without a frame."""
+    for _ in range(2_000):
+        data = bytearray(rng.randbytes(rng.randrange(200)))
+        for at in range(0, len(data) - 16, 8):
+            if rng.random() < 0.4:
+                data[at : at + 4] = MARKER_BYTES
+                data[at + 8 : at + 10] = rng.choice([0, 1, 2, 3, 0xFFFF]).to_bytes(2, "little")
+        at = rng.randrange(len(data) + 1)
+        told(bytes(data), at, rng.randrange(30), rng.choice([None, 0, 1 << 31]))
+
+
+@ids
+@pytest.mark.parametrize(("at", "most"), [(-1, 1), (65, 1), (0, -1)])
+def test_a_place_outside_the_data_is_an_error(count: Any, at: int, most: int) -> None:
+    with pytest.raises(ValueError, match=f"from byte {at} of 64, at most {most} frames"):
+        count(bytes(64), at, most, 0)
+
+
+@ids
+def test_of_nothing_there_are_none(count: Any) -> None:
+    assert count(b"", 0, 5, 0) == count(bytes(64), 64, 5, 0) == count(bytes(64), 0, 5, 0) == 0
 
 
 @pytest.mark.skipif(not all_compiled(), reason="Python's own CRC is zlib's")

@@ -391,3 +391,49 @@ def test_a_failed_sync_without_room_to_rewrite_is_not_asked_again(tmp_path: Path
     append(spool, 2, loss=2.0)
     spool.sync()
     assert read_all(spool, spool) == {1: (1, {"loss": 1.0}), 2: (2, {"loss": 2.0})}
+
+
+class SlowDisk(Disk):
+    """Syncs files only once it may; `waiting` while somebody waits for that."""
+
+    def __init__(self) -> None:
+        self.waiting, self.may = threading.Event(), threading.Event()
+
+    def sync(self, descriptor: int) -> None:
+        self.waiting.set()
+        assert self.may.wait(60)
+        super().sync(descriptor)
+
+
+@pytest.mark.parametrize("leave", ["close", "remove"])
+def test_nobody_but_who_syncs_waits_for_a_slow_disk(tmp_path: Path, leave: str) -> None:
+    disk = SlowDisk()
+    disk.may.set()
+    spool = Spool.create(tmp_path, identity(), segment_bytes=8192, disk=disk)
+    rows = 0
+    while len(spool.spans()) < 4:
+        append(spool, rows := rows + 1, loss=rows)
+    disk.may.clear()
+    disk.waiting.clear()
+    failed: list[BaseException] = []
+
+    def sync() -> None:
+        try:
+            spool.sync()
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=sync)
+    thread.start()
+    assert disk.waiting.wait(60)
+    assert read_all(spool, spool) == {k: (k, {"loss": k}) for k in range(1, rows + 1)}
+    (_, second, _), (_, third, _) = spool.spans()[1:3]
+    spool.release(third - 1)  # the one that is being synced, too
+    assert next(first for _, first, _ in spool.spans()) == third > second
+    append(spool, rows + 1, loss=0)
+    spool.prepare()
+    getattr(spool, leave)()
+    disk.may.set()
+    thread.join(60)
+    assert not failed
+    assert spool.folder.exists() == (leave == "close")

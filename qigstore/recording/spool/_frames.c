@@ -1,4 +1,4 @@
-/* Frames of a spool: the short way to write one, and which of many are whole.
+/* Frames of a spool: the short way to write one, and how many of them are alike and whole.
 
    `cursor.py` and `frame.py` have the same in Python and say what it promises; these write the same
    bytes sooner, and find the same frames. A row that is not plain (other names, a tensor, an
@@ -232,29 +232,44 @@ static PyTypeObject cursor_type = {
     .tp_members = cursor_members,
 };
 
-PyDoc_STRVAR(count_whole_doc,
-"count_whole(data, at, size, most, seed, /)\n--\n\n"
-"How many of at most `most` frames of `size` bytes, from `at` on, have the CRC that they tell.");
+/* Of a frame's second word: size, kind and layout, and not the regime. */
+#define ALIKE 0xffffffff00ffffffu
+
+PyDoc_STRVAR(count_alike_doc,
+"count_alike(data, at, most, seed, /)\n--\n\n"
+"How many whole frames of one size, kind and layout begin at byte `at`; at most `most`.");
 
 static PyObject *
-count_whole(PyObject *module, PyObject *args)
+count_alike(PyObject *module, PyObject *args)
 {
     Py_buffer data;
-    Py_ssize_t at, size, most, found = 0;
-    unsigned int seed;
-    if (!PyArg_ParseTuple(args, "y*nnnI:count_whole", &data, &at, &size, &most, &seed))
+    Py_ssize_t at, most, found = 0;
+    PyObject *given;
+    if (!PyArg_ParseTuple(args, "y*nnO:count_alike", &data, &at, &most, &given))
         return NULL;
-    if (at < 0 || most < 0 || size < 16 || size % 8 || at > data.len
-        || most > (data.len - at) / size) {
+    unsigned long seed = given == Py_None ? 0 : PyLong_AsUnsignedLong(given);
+    if (!PyErr_Occurred() && (at < 0 || at > data.len || most < 0))
+        PyErr_Format(PyExc_ValueError, "from byte %zd of %zd, at most %zd frames", at, data.len,
+                     most);
+    if (PyErr_Occurred()) {
         PyBuffer_Release(&data);
-        PyErr_SetString(PyExc_ValueError, "frames of whole words, all within the data");
         return NULL;
     }
     const unsigned char *frame = (const unsigned char *)data.buf + at;
-    for (; found < most; found++, frame += size) {
-        uint32_t told;
-        memcpy(&told, frame + 4, 4);
-        if (crc32_of(frame + 8, (size_t)size - 8, seed) != told)
+    size_t left = (size_t)(data.len - at), size = 0;
+    uint64_t first = 0;
+    for (; found < most && left >= 16; found++, frame += size, left -= size) {
+        uint32_t marker, crc;
+        uint64_t meta;
+        memcpy(&marker, frame, 4);
+        memcpy(&crc, frame + 4, 4);
+        memcpy(&meta, frame + 8, 8);
+        if (found == 0) {
+            first = meta & ALIKE;
+            size = 8 * (size_t)(meta & 0xffff);
+        }
+        if (marker != MARKER || (meta & ALIKE) != first || size < 16 || size > left
+            || (given != Py_None && crc32_of(frame + 8, size - 8, (uint32_t)seed) != crc))
             break;
     }
     PyBuffer_Release(&data);
@@ -283,7 +298,7 @@ crc32_each_way(PyObject *module, PyObject *args)
 }
 
 static PyMethodDef functions[] = {
-    {"count_whole", count_whole, METH_VARARGS, count_whole_doc},
+    {"count_alike", count_alike, METH_VARARGS, count_alike_doc},
     {"crc32_each_way", crc32_each_way, METH_VARARGS, each_way_doc},
     {NULL, NULL, 0, NULL},
 };

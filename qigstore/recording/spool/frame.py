@@ -37,7 +37,7 @@ __all__ = [
     "ROW_BYTES",
     "WORD_BYTES",
     "Layout",
-    "count_whole",
+    "count_alike",
     "pack_head",
     "read_announcement",
     "read_head",
@@ -59,6 +59,9 @@ _MAGIC = b"qigspool"
 _VERSION = 1
 _HEAD = struct.Struct("<8sII16sQ")
 _LAYOUT = struct.Struct("<IIHBbIII")
+_START = struct.Struct("<IIQ")
+# Of a frame's second word: size, kind and layout, and not the regime.
+_ALIKE = 0xFFFFFFFF_00FFFFFF
 
 
 def seed_of(writer: UUID) -> int:
@@ -131,24 +134,30 @@ def read_announcement(data: bytes, at: int) -> Layout:
     return Layout(number, tuple(told["names"]), int(told["basin"]))
 
 
-def pure_python_count_whole(data: bytes, at: int, size: int, most: int, seed: int, /) -> int:
-    """How many of at most `most` frames of `size` bytes, from `at` on, have the CRC they tell.
+def pure_python_count_alike(data: bytes, at: int, most: int, seed: int | None, /) -> int:
+    """How many whole frames of one size, kind and layout begin at byte `at`; at most `most`.
+
+    Rows that differ in their regime are alike. `seed`: of each frame's CRC; None: it is not asked.
 
     Raises:
-        ValueError: they do not lie within the data, or are not made of whole words.
+        ValueError: `at` is not within the data.
     """
-    if at < 0 or most < 0 or size < 2 * WORD_BYTES or size % WORD_BYTES:
-        raise ValueError("frames of whole words, all within the data")
-    if at + most * size > len(data):
-        raise ValueError("frames of whole words, all within the data")
-    view = memoryview(data)
-    for found in range(most):
-        frame = view[at + found * size : at + (found + 1) * size]
-        if crc32(frame[WORD_BYTES:], seed) != int.from_bytes(frame[4:WORD_BYTES], "little"):
-            return found
-    return most
+    if at < 0 or at > len(data) or most < 0:
+        raise ValueError(f"from byte {at} of {len(data)}, at most {most} frames")
+    view, first, size, found = memoryview(data), None, 0, 0
+    while found < most and at + 2 * WORD_BYTES <= len(data):
+        marker, crc, meta = _START.unpack_from(data, at)
+        if first is None:
+            first, size = meta & _ALIKE, WORD_BYTES * (meta & 0xFFFF)
+        if marker != MARKER or meta & _ALIKE != first or size < 2 * WORD_BYTES:
+            break
+        body = view[at + WORD_BYTES : at + size]
+        if len(body) < size - WORD_BYTES or (seed is not None and crc32(body, seed) != crc):
+            break
+        at, found = at + size, found + 1
+    return found
 
 
-count_whole = compiled_or(
-    pure_python_count_whole, "qigstore.recording.spool._frames", "count_whole"
+count_alike = compiled_or(
+    pure_python_count_alike, "qigstore.recording.spool._frames", "count_alike"
 )

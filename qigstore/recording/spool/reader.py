@@ -18,11 +18,11 @@ from qigstore.recording.spool.frame import (
     HEAD_BYTES,
     KIND_LAYOUT,
     KIND_ROW,
-    MARKER,
     MARKER_BYTES,
     ROW_BYTES,
+    WORD_BYTES,
     Layout,
-    count_whole,
+    count_alike,
     read_announcement,
     seed_of,
 )
@@ -34,14 +34,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Rows", "Source", "SpoolReader", "Take"]
 
-_READ_BYTES = 4 << 20
-_TAKE_BYTES = 8 << 20
+_READ_BYTES = 2 << 20
+_TAKE_BYTES = 5 << 20
 """Of the spool, at once: with thousands of metrics a row, memory is bounded by this."""
 _ROWS_A_PAUSE = 1024
 """About a millisecond: nobody who records meanwhile waits longer."""
-# Of a frame's second word: size, kind and layout; rows that differ in their regime are one run.
-_NO_REGIME_BITS = np.uint64(0xFFFFFFFF_00FFFFFF)
-_MARKER_BITS = np.uint64(0xFFFFFFFF)
 _SEQ = 2
 """Which word of a frame is its sequence number."""
 
@@ -85,15 +82,11 @@ class Rows:
 
 @dataclass(frozen=True, slots=True)
 class Take:
-    """What was read at once; accounts for `first_seq` to `last_seq`, lost rows included.
-
-    `full`: it ended because it was large enough, so that more is likely to follow.
-    """
+    """What was read at once; accounts for `first_seq` to `last_seq`, lost rows included."""
 
     first_seq: int
     last_seq: int
     groups: tuple[Rows, ...]
-    full: bool = False
 
     @property
     def count(self) -> int:
@@ -139,48 +132,32 @@ def scan(
     millisecond.
     """
     found = _Scan()
-    checked = 0
-    words = np.frombuffer(data, np.uint64, len(data) // 8)
-    at, stop = 0, len(words)
-    while at + 2 <= stop and found.count < rows_max:
-        meta = int(words[at + 1])
-        size, kind = meta & 0xFFFF, meta >> 16 & 0xFF
-        run = _run(data, words[at:], seed, min(rows_max - found.count, _ROWS_A_PAUSE))
+    checked, at, stop = 0, 0, len(data) // WORD_BYTES * WORD_BYTES
+    while at + 2 * WORD_BYTES <= stop and found.count < rows_max:
+        meta = int.from_bytes(data[at + WORD_BYTES : at + 2 * WORD_BYTES], "little")
+        size, kind = WORD_BYTES * (meta & 0xFFFF), meta >> 16 & 0xFF
+        # In one call, which keeps the interpreter's lock: each time it is given up here, a thread
+        # that records without end keeps it for 5 ms.
+        run = count_alike(data, at, min(rows_max - found.count, _ROWS_A_PAUSE), seed)
         if run:
             checked += 0 if seed is None else run
             if pause is not None and checked >= _ROWS_A_PAUSE:
                 checked = 0
                 pause()
             if kind == KIND_ROW:
-                found.rows.setdefault(meta >> 32, []).append((at, run))
+                found.rows.setdefault(meta >> 32, []).append((at // WORD_BYTES, run))
                 found.count += run
             elif kind == KIND_LAYOUT:
                 places = range(at, at + run * size, size)
-                found.layouts.extend(read_announcement(data, 8 * place) for place in places)
+                found.layouts.extend(read_announcement(data, place) for place in places)
             at += run * size
-        elif not whole and at + size > stop and int(words[at]) & 0xFFFFFFFF == MARKER:
+        elif not whole and at + size > stop and data.startswith(MARKER_BYTES, at):
             break
         else:
-            at = _next_marker(data, 8 * at + 8) // 8
+            at = _next_marker(data, at + WORD_BYTES)
     ended = whole and found.count < rows_max
-    found.end = len(data) if ended else min(8 * at, len(data))
+    found.end = len(data) if ended else min(at, len(data))
     return found
-
-
-def _run(data: bytes, words: NDArray[np.uint64], seed: int | None, most: int) -> int:
-    """How many whole frames of one size, kind and layout begin here; `words` is the rest."""
-    size = int(words[1]) & 0xFFFF
-    most = min(most, len(words) // size) if size > 1 else 0
-    if not most:
-        return 0
-    heads, metas = words[: most * size : size], words[1 : most * size : size] & _NO_REGIME_BITS
-    alike = (metas == metas[0]) & (heads & _MARKER_BITS == MARKER)
-    if not alike.all():
-        most = int(alike.argmin())
-    if seed is None:
-        return most
-    first = len(data) // 8 * 8 - 8 * len(words)
-    return count_whole(data, first, 8 * size, most, seed)
 
 
 def _next_marker(data: bytes, at: int) -> int:
@@ -228,28 +205,30 @@ class SpoolReader:
 
     def take(self, rows_max: int) -> Take | None:
         """The next rows, at most about `rows_max` and a few MB; None where there are none (yet)."""
-        found: dict[int, tuple[Layout, list[Words]]] = {}
+        found: dict[int, _Table] = {}
         count, size, first = 0, 0, self._seq + 1
         # Once: a thread that records without end hardly ever lets go of what this asks for.
         spans = self._source.spans()
-        while not (full := count >= rows_max or size >= _TAKE_BYTES):
+        while count < rows_max and size < _TAKE_BYTES:
             piece = self._next_piece(spans, rows_max - count)
             if piece is None:
                 break
             before = self._seq
-            for layout, table in piece:
-                fresh = table if table[0, _SEQ] > before else table[table[:, _SEQ] > before]
-                if len(fresh):
-                    found.setdefault(layout.id, (layout, []))[1].append(fresh)
-                    count, size = count + len(fresh), size + fresh.nbytes
-                    self._seq = max(self._seq, int(fresh[-1, _SEQ]))
-        # One group a layout, however many pieces: each array of it costs whoever records a wait.
-        groups = tuple(_rows(layout, tables) for layout, tables in found.values())
-        return Take(first, self._seq, groups, full) if count else None
+            for layout, runs in piece:
+                fresh = [
+                    run if run[0, _SEQ] > before else run[run[:, _SEQ] > before] for run in runs
+                ]
+                table = found.setdefault(layout.id, _Table(layout))
+                rows = table.add(fresh)
+                if rows:
+                    count, size = count + rows, size + rows * layout.size
+                    self._seq = max(self._seq, table.last_seq)
+        groups = tuple(table.rows() for table in found.values() if table.count)
+        return Take(first, self._seq, groups) if count else None
 
     def _next_piece(
         self, known: Iterable[tuple[int, int, int]], rows_max: int
-    ) -> list[tuple[Layout, Words]] | None:
+    ) -> list[tuple[Layout, list[Words]]] | None:
         """Frames of the next piece of a segment; empty where it had none, None at the end."""
         spans = [span for span in known if span[0] >= self._number]
         if not spans:
@@ -275,15 +254,14 @@ class SpoolReader:
         self._at = start + found.end
         return list(self._decode(data, found))
 
-    def _decode(self, data: bytes, found: _Scan) -> Iterator[tuple[Layout, Words]]:
+    def _decode(self, data: bytes, found: _Scan) -> Iterator[tuple[Layout, list[Words]]]:
         self._learn(found.layouts)
         words = np.frombuffer(data, np.uint64, len(data) // 8)
         for number, runs in found.rows.items():
             layout = self._layouts.get(number) or self._ask_all(number)
             if layout is not None:
                 width = layout.words
-                for first, count in runs:
-                    yield layout, words[first : first + count * width].reshape(count, width)
+                yield layout, [words[at : at + n * width].reshape(n, width) for at, n in runs]
 
     def _begin(self, number: int) -> None:
         # Each segment names its layouts again, so that what is known stays bounded.
@@ -305,17 +283,42 @@ class SpoolReader:
         return self._everywhere.get(number)
 
 
-def _rows(layout: Layout, tables: Sequence[Words]) -> Rows:
-    """Frames of one layout as arrays."""
-    table = tables[0] if len(tables) == 1 else np.concatenate(tables)
-    values = table[:, ROW_BYTES // 8 :].view(np.float64)
-    k = len(layout.names)
-    return Rows(
-        names=layout.names,
-        seq=table[:, _SEQ].view(np.int64),
-        step=table[:, 3].view(np.int64),
-        time_ns=table[:, 4].view(np.int64),
-        values=values[:, :k],
-        regime=(table[:, 1] >> np.uint64(24)).astype(np.int8).astype(np.int16),
-        basins=values[:, k:] if layout.dimension else None,
-    )
+class _Table:
+    """Frames of one layout, however many pieces: each array costs whoever records a wait."""
+
+    def __init__(self, layout: Layout) -> None:
+        self.layout = layout
+        self._words: Words = np.empty((0, layout.words), np.uint64)
+
+    @property
+    def count(self) -> int:
+        """Rows in it."""
+        return len(self._words)
+
+    @property
+    def last_seq(self) -> int:
+        """Of its last row."""
+        return int(self._words[-1, _SEQ])
+
+    def add(self, runs: Sequence[Words]) -> int:
+        """Copy rows to its end, so that what they were read into can go; how many."""
+        before, more = self.count, sum(map(len, runs))
+        if more:
+            # Grown in place: nobody else has it yet, and two copies would be twice the memory.
+            self._words.resize((before + more, self.layout.words), refcheck=False)
+            np.concatenate(runs, out=self._words[before:])
+        return more
+
+    def rows(self) -> Rows:
+        """As arrays."""
+        layout, table = self.layout, self._words
+        values, k = table[:, ROW_BYTES // 8 :].view(np.float64), len(layout.names)
+        return Rows(
+            names=layout.names,
+            seq=table[:, _SEQ].view(np.int64),
+            step=table[:, 3].view(np.int64),
+            time_ns=table[:, 4].view(np.int64),
+            values=values[:, :k],
+            regime=(table[:, 1] >> np.uint64(24)).astype(np.int8).astype(np.int16),
+            basins=values[:, k:] if layout.dimension else None,
+        )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import threading
 from contextlib import suppress
 from pathlib import Path
 from uuid import UUID
@@ -94,14 +95,15 @@ class Segment:
     """
 
     __slots__ = (
-        "descriptor", "end", "first_seq", "last_seq", "map", "number", "path", "size", "synced",
-        "view", "words",
+        "_mapping", "descriptor", "end", "first_seq", "last_seq", "map", "number", "path", "size",
+        "synced", "view", "words",
     )  # fmt: skip
 
     def __init__(self, disk: Disk, path: Path, number: int, size: int) -> None:
         self.path, self.number, self.size = path, number, size
         self.first_seq = self.last_seq = self.synced = 0
         self.end: int | None = None
+        self._mapping = threading.Lock()
         self.descriptor = disk.allocate(path, size)
         try:
             # Populated, so that the first touch of a page is not paid for by a row.
@@ -134,18 +136,20 @@ class Segment:
 
     def read(self, start: int, stop: int) -> bytes:
         """A copy of some bytes."""
-        if not self.map.closed:
-            return bytes(self.view[start:stop])
+        with self._mapping:
+            if not self.map.closed:
+                return bytes(self.view[start:stop])
         with self.path.open("rb") as file:
             file.seek(start)
             return file.read(max(stop - start, 0))
 
     def unmap(self) -> None:
         """Give the memory back (a long outage must not grow the process)."""
-        if not self.map.closed:
-            self.words.release()
-            self.view.release()
-            self.map.close()
+        with self._mapping:
+            if not self.map.closed:
+                self.words.release()
+                self.view.release()
+                self.map.close()
 
     def close_descriptor(self) -> None:
         """Close the file; once."""

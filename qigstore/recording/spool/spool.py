@@ -72,8 +72,8 @@ class Spool(Cursor):
     __slots__ = (
         "__weakref__", "_active", "_bytes_max", "_deferred", "_disk", "_folder_dirty", "_layouts",
         "_lock_descriptor", "_next_layout", "_next_number", "_notice", "_ready_at", "_retry_at",
-        "_segment_bytes", "_segments", "_spare", "_tending", "_warned", "closed", "dropped",
-        "folder", "forked", "identity", "lock", "map", "words",
+        "_segment_bytes", "_segments", "_spare", "_syncing", "_tending", "_warned", "closed",
+        "dropped", "folder", "forked", "identity", "lock", "map", "words",
     )  # fmt: skip
 
     def __init__(
@@ -102,7 +102,9 @@ class Spool(Cursor):
         self._spare: Segment | None = None
         self._layouts: dict[tuple[tuple[str, ...], int], Layout] = {}
         self._deferred: list[tuple[Layout, int, int, Sequence[float]]] = []
-        self._tending = threading.Lock()
+        # One at a time syncs. Whoever unmaps, closes or deletes tends, and never waits for a disk
+        # that takes its time to sync.
+        self._syncing, self._tending = threading.Lock(), threading.Lock()
         self._next_number, self._next_layout = 1, 0
         self._ready_at, self._retry_at = 0, 0.0
         self._warned = False
@@ -352,7 +354,7 @@ class Spool(Cursor):
             OSError: the disk refuses; the rows are still in the kernel's pages.
         """
         failed: list[OSError] = []
-        with self._tending:
+        with self._syncing:
             with self.lock:
                 waiting = [(s, self.at if s is self._active else s.end) for s in self._segments]
             if self.closed or self.forked:
@@ -364,29 +366,42 @@ class Spool(Cursor):
                 except OSError as error:
                     failed.append(error)
                 if segment.end is not None and segment.synced >= segment.end:
-                    segment.close()
+                    with self._tending:
+                        segment.close()
             if self._folder_dirty:
                 self._folder_dirty = False
                 try:
                     self._disk.sync_folder(self.folder)
                 except OSError as error:
                     self._folder_dirty = True
-                    failed.append(error)
+                    if not (self.closed and isinstance(error, FileNotFoundError)):
+                        failed.append(error)  # else everything was stored meanwhile
         if failed:
             raise failed[0]
         self._prepare_pages()
 
     def _sync_segment(self, segment: Segment, end: int) -> None:
-        if segment.descriptor >= 0:
+        with self._tending:
+            # Of its own, so that the segment may be closed meanwhile.
+            descriptor = os.dup(segment.descriptor) if segment.descriptor >= 0 else -1
+        if descriptor >= 0:
             try:
-                self._disk.sync(segment.descriptor)
+                self._disk.sync(descriptor)
             except OSError as error:
                 # The kernel may have marked the lost pages clean: asking again would lie.
                 _log.warning("%s could not be synced (%s): rewriting it", segment.path, error)
-                segment.close_descriptor()
             else:
                 segment.synced = end
                 return
+            finally:
+                os.close(descriptor)
+        with self._tending:
+            self._rewrite(segment)
+
+    def _rewrite(self, segment: Segment) -> None:
+        if segment not in self._segments or self.closed:
+            return  # stored meanwhile, or the next process's
+        segment.close_descriptor()
         with self.lock:
             self._retry_at = 0.0
             if segment is self._active and not self._next_segment(0):
@@ -405,10 +420,13 @@ class Spool(Cursor):
 
     def read(self, number: int, start: int, stop: int) -> bytes:
         """A copy of bytes of a segment; empty where it is gone."""
-        with self._tending:
-            for segment in self._segments:
-                if segment.number == number and not self.closed:
+        for segment in list(self._segments):
+            if segment.number == number and not self.closed:
+                try:
                     return segment.read(start, stop)
+                except FileNotFoundError:
+                    if not self.closed:  # by now
+                        raise
         return b""
 
     def mine(self, number: int) -> bool:
@@ -462,7 +480,7 @@ class Spool(Cursor):
     def forsake(self) -> None:
         """In a forked child: this is the parent's; keep neither its lock nor its files."""
         self.lock = threading.RLock()
-        self._tending = threading.Lock()
+        self._syncing, self._tending = threading.Lock(), threading.Lock()
         self.busy = False
         self._warned = False
         self._deferred.clear()
