@@ -143,21 +143,23 @@ class _Ours(Subject):
         import psycopg
 
         self.reader = psycopg.connect(self.place.dsn, autocommit=True)
+        self._before = self._schema_bytes()
+
+    def _schema_bytes(self) -> int:
+        tables = (
+            "SELECT sum(pg_total_relation_size(c.oid)) FROM pg_class c "
+            "JOIN pg_namespace n ON n.oid = c.relnamespace "
+            "WHERE n.nspname = 'qigstore' AND c.relkind = 'r'"
+        )
+        return one_number(self.reader, tables)
 
     def progress(self) -> int:
         query = f"SELECT max(step) FROM qigstore.telemetry WHERE writer = {self._WRITER}"
         return one_number(self.reader, query, self.place.name)
 
     def bytes_used(self) -> int:
-        """Our rows' share of everything in the schema, indexes and curves included."""
-        tables = (
-            "SELECT sum(pg_total_relation_size(c.oid)) FROM pg_class c "
-            "JOIN pg_namespace n ON n.oid = c.relnamespace "
-            "WHERE n.nspname = 'qigstore' AND c.relkind = 'r'"
-        )
-        count = "SELECT count(*) FROM qigstore.telemetry"
-        ours = one_number(self.reader, f"{count} WHERE writer = {self._WRITER}", self.place.name)
-        return one_number(self.reader, tables) * ours // max(one_number(self.reader, count), 1)
+        """By how much everything in the schema has grown, indexes and curves included."""
+        return self._schema_bytes() - self._before
 
     def left(self) -> int:
         import psycopg
