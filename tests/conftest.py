@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import hypothesis
 import psycopg
 import pytest
+from long_log import pytest_addoption, pytest_configure  # noqa: F401 (hooks)
 from places import CONNECT_S, new_database, short_folder
 from roles import new_role
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from qigstore.database.engine import Database
 
 SEED = int(os.environ.get("QIGSTORE_TEST_SEED") or random.SystemRandom().getrandbits(32))
+os.environ["QIGSTORE_TEST_SEED"] = str(SEED)  # xdist's workers draw none of their own
 # How long a busy machine takes to draw or to try an example, and what it drew, breaks no promise.
 hypothesis.settings.register_profile(
     "qigstore",
