@@ -41,7 +41,7 @@ test: $(TEST) $(LINT)
 # Every verdict, duration and figure goes to test-long.log; ARGS=--resume goes on with one that was
 # stopped, on the same tree. QIGSTORE_TEST_SHARE=0.1 does a tenth of each.
 test-long: $(TEST)
-	@$(BIN)/python -m pytest -m long --timeout=0 --numprocesses 2 --dist load --maxschedchunk 1 \
+	@$(BIN)/python -m pytest -m long --numprocesses 2 --dist load --maxschedchunk 1 \
 	  --long-log=test-long.log $(ARGS)
 
 test-containers: $(TEST)

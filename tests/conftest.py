@@ -50,7 +50,13 @@ def pytest_report_header() -> str:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what only `make test-long` and `make test-containers` run, unless asked for."""
+    """Leave out what only `make test-long` and `make test-containers` run, unless asked for.
+
+    A long form takes as long as it takes; each has limits of its own where something could hang.
+    """
+    for item in items:
+        if item.get_closest_marker("long"):
+            item.add_marker(pytest.mark.timeout(0))
     if config.option.markexpr or any("::" in argument for argument in config.args):
         return
     apart = [

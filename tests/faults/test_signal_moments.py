@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from figures import figure
+from figures import figure, in_parts
 from signal_children import PRELUDE, ROOT, Raise, child, finish, run_until_signal, wait_for, warm
 
 from qigstore.checkpoints import CheckpointStore
@@ -37,7 +37,7 @@ def interrupted_saves(count: int, tmp_path: Path, rng: random.Random, child: Rai
         home = tmp_path / str(number)
         with child(RUN, str(home)) as process:
             wait_for(process, "ready")
-            time.sleep(rng.uniform(0.05, 0.5))
+            time.sleep(rng.uniform(0, 0.2))  # some ten saves
             process.terminate()
             assert finish(process)[0] == -signal.SIGTERM
         store = CheckpointStore(home / "checkpoints")
@@ -58,12 +58,12 @@ def test_a_signal_in_the_middle_of_a_save_leaves_whole_checkpoints(
 
 
 @pytest.mark.long(seconds=150)
-@pytest.mark.parametrize("part", range(4))
+@in_parts(1000)
 def test_1_000_signals_in_the_middle_of_a_save_leave_whole_checkpoints(
-    tmp_path: Path, rng: random.Random, part: int
+    tmp_path: Path, rng: random.Random, count: int
 ) -> None:
     with warm("import numpy, qigstore.closing, qigstore.opening") as child:
-        interrupted_saves(figure(250), tmp_path, rng, child)
+        interrupted_saves(figure(count), tmp_path, rng, child)
 
 
 IMPORTING = """
@@ -100,8 +100,7 @@ def test_a_signal_in_the_middle_of_an_import_deadlocks_nothing(rng: random.Rando
     interrupted_imports(8, rng)
 
 
-@pytest.mark.long
-@pytest.mark.timeout(0)
+@pytest.mark.long(seconds=90)
 def test_1_000_signals_in_the_middle_of_an_import_deadlock_nothing(rng: random.Random) -> None:
     interrupted_imports(figure(1000), rng)
 
@@ -211,10 +210,10 @@ def test_signals_in_native_code_become_events_and_the_time_it_took_is_said() -> 
     latencies(20)
 
 
-@pytest.mark.long
-@pytest.mark.timeout(0)
+@pytest.mark.long(seconds=150)
+@pytest.mark.alone
 def test_1_000_signals_in_native_code_become_events() -> None:
-    latencies(1000)
+    latencies(figure(1000))
 
 
 STOPPING = """

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from figures import figure
+from figures import figure, in_parts
 from signal_children import Raise, child, finish, wait_for, warm
 
 # A loop with the ways of a recording one: a lock, a log, a queue, allocation, a write a step.
@@ -68,12 +68,12 @@ def test_100_sigterms_at_random_moments_never_hang_and_show_their_status(
 
 
 @pytest.mark.long(seconds=150)
-@pytest.mark.parametrize("part", range(4))
+@in_parts(10_000)
 def test_10_000_sigterms_at_random_moments_never_hang_and_show_their_status(
-    rng: random.Random, part: int
+    rng: random.Random, count: int
 ) -> None:
     with warm("import logging, queue") as child:
-        storm(figure(2_500), rng, child)
+        storm(figure(count), rng, child)
 
 
 # A real recorder on a real spool, read, synced and emptied by a thread as the writer's do; the
@@ -143,6 +143,5 @@ def test_1_000_signals_in_one_process_deadlock_nothing(tmp_path: Path, rng: rand
 
 
 @pytest.mark.long
-@pytest.mark.timeout(0)
 def test_10_000_signals_in_one_process_deadlock_nothing(tmp_path: Path, rng: random.Random) -> None:
     rounds(figure(10_000), tmp_path, rng)

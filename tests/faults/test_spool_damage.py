@@ -210,7 +210,7 @@ def test_a_row_that_holds_a_frame_as_its_values_is_one_row(tmp_path: Path) -> No
     spool.close()
 
 
-@pytest.mark.long
+@pytest.mark.long(seconds=170)
 @pytest.mark.parametrize("part", range(PARTS))
 def test_every_byte_and_bit_of_a_thousand_rows(
     tmp_path: Path, rng: random.Random, part: int
