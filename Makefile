@@ -39,9 +39,10 @@ test: $(TEST) $(LINT)
 	  --randomly-seed=$(SEED) --hypothesis-seed=$(SEED) $(ARGS)
 
 # Every verdict, duration and figure goes to test-long.log; ARGS=--resume goes on with one that was
-# stopped, on the same tree. QIGSTORE_TEST_SHARE=0.1 does a tenth of each.
+# stopped, on the same tree. QIGSTORE_TEST_SHARE=0.1 does a tenth of each. Three at a time on two
+# cores: many of them wait.
 test-long: $(TEST)
-	@$(BIN)/python -m pytest -m long --numprocesses 2 --dist load --maxschedchunk 1 \
+	@$(BIN)/python -m pytest -m long --numprocesses 3 --dist load --maxschedchunk 1 \
 	  --long-log=test-long.log $(ARGS)
 
 test-containers: $(TEST)
