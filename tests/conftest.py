@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import hypothesis
 import psycopg
 import pytest
+from long_log import pytest_addoption, pytest_configure  # noqa: F401 (hooks)
 from places import CONNECT_S, new_database, short_folder
 from roles import new_role
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from qigstore.database.engine import Database
 
 SEED = int(os.environ.get("QIGSTORE_TEST_SEED") or random.SystemRandom().getrandbits(32))
+os.environ["QIGSTORE_TEST_SEED"] = str(SEED)  # xdist's workers draw none of their own
 # How long a busy machine takes to draw or to try an example, and what it drew, breaks no promise.
 hypothesis.settings.register_profile(
     "qigstore",
@@ -48,7 +50,13 @@ def pytest_report_header() -> str:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what only `make test-long` and `make test-containers` run, unless asked for."""
+    """Leave out what only `make test-long` and `make test-containers` run, unless asked for.
+
+    A long form takes as long as it takes; each has limits of its own where something could hang.
+    """
+    for item in items:
+        if item.get_closest_marker("long"):
+            item.add_marker(pytest.mark.timeout(0))
     if config.option.markexpr or any("::" in argument for argument in config.args):
         return
     apart = [

@@ -7,6 +7,8 @@ import random
 from collections.abc import Sequence
 from typing import TypeVar
 
+import pytest
+
 T = TypeVar("T")
 
 SHARE = float(os.environ.get("QIGSTORE_TEST_SHARE") or 1.0)
@@ -18,6 +20,13 @@ def figure(full: int) -> int:
     if count != full:
         print(f"QIGSTORE_TEST_SHARE={SHARE:g}: {count} instead of {full}")
     return count
+
+
+def in_parts(full: int, parts: int = 4) -> pytest.MarkDecorator:
+    """The full figure, as the `count`s of tests with a seed of their own, to run side by side."""
+    assert full % parts == 0
+    names = [f"{part} of {parts}" for part in range(1, parts + 1)]
+    return pytest.mark.parametrize("count", [full // parts] * parts, ids=names)
 
 
 def share_of(everything: Sequence[T], rng: random.Random) -> Sequence[T]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from figures import figure
+from figures import figure, in_parts
 from senders import Sender
 
 from qigstore.errors import InvalidInput, NotFound
@@ -161,10 +161,11 @@ def test_a_curve_of_any_life_has_every_value_of_the_timeline_once(
     check_lives(store, rng, LIVES)
 
 
-@pytest.mark.long
+@pytest.mark.long(seconds=300)
 @pytest.mark.usefixtures("small_buckets")
-def test_a_curve_of_any_of_many_lives(store: Store, rng: random.Random) -> None:
-    check_lives(store, rng, figure(1_000))
+@in_parts(1_000)
+def test_a_curve_of_any_of_many_lives(store: Store, rng: random.Random, count: int) -> None:
+    check_lives(store, rng, figure(count))
 
 
 def test_the_timeline_is_that_of_the_view(store: Store, rng: random.Random) -> None:

@@ -17,6 +17,9 @@ from typing import Any
 
 import qigstore
 
+STATEMENT_TIMEOUT_S = 9
+"""The server ends a transaction that was stopped in the middle after a third of it."""
+
 
 def counters(path: Path) -> memoryview:
     """The two numbers, shared by whoever maps the file."""
@@ -28,7 +31,7 @@ def record_until_shut_out(order: dict[str, Any]) -> None:
     told = counters(Path(order["counters"]))
     run = qigstore.session(
         order["session"], dsn=order["dsn"], quiet=True, flush_interval_s=0.001, batch_rows_max=500,
-        segment_bytes=1 << 16,
+        segment_bytes=1 << 16, statement_timeout_s=STATEMENT_TIMEOUT_S,
     ).open()  # fmt: skip
     step = 0
     while told[1] < order["rows_after"]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from figures import figure
+from figures import figure, in_parts
 from line import Line, arrivals
 from processes import wait_until
 from proxy import HEALTHY, Fault, Proxy, random_fault
@@ -87,11 +87,12 @@ def test_three_hundred_cuts_lose_and_double_nothing(
     cut(300, tmp_path, dsn, store, rng)
 
 
-@pytest.mark.long
+@pytest.mark.long(seconds=350)
+@in_parts(10_000)
 def test_ten_thousand_cuts_lose_and_double_nothing(
-    tmp_path: Path, dsn: str, store: Store, rng: random.Random
+    tmp_path: Path, dsn: str, store: Store, rng: random.Random, count: int
 ) -> None:
-    cut(figure(10_000), tmp_path, dsn, store, rng)
+    cut(figure(count), tmp_path, dsn, store, rng)
 
 
 def test_a_network_that_went_deaf_is_noticed_and_said_in_health(

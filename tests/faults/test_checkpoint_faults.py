@@ -294,7 +294,7 @@ def places(tmp_path: Path) -> list[tuple[str, int]]:
     return found
 
 
-@pytest.mark.long
+@pytest.mark.long(seconds=60)
 @pytest.mark.timeout(1800)
 @pytest.mark.skipif(STRACE is None, reason="strace is not installed")
 def test_kill_at_every_system_call_leaves_it_complete_or_absent(
@@ -308,7 +308,7 @@ def test_kill_at_every_system_call_leaves_it_complete_or_absent(
     assert seen == {0, 1}
 
 
-@pytest.mark.long
+@pytest.mark.long(seconds=60)
 @pytest.mark.timeout(1800)
 @pytest.mark.skipif(STRACE is None, reason="strace is not installed")
 @pytest.mark.parametrize("number", ["EIO", "ENOSPC"])

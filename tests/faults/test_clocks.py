@@ -94,7 +94,7 @@ def test_a_clock_that_jumps_changes_labels_only(
     record(10_000, line, dsn, Clock(rng), monkeypatch)
 
 
-@pytest.mark.long
+@pytest.mark.long(seconds=60)
 def test_a_clock_that_jumps_ten_thousand_times_changes_labels_only(
     tmp_path: Path, dsn: str, store: Store, rng: random.Random, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -47,7 +47,7 @@ def test_a_hundred_children_neither_hang_nor_write(
     raise_children(100, seed, dsn, store)
 
 
-@pytest.mark.long
+@pytest.mark.long(seconds=200)
 def test_a_thousand_children_neither_hang_nor_write(
     seed: int, home: Path, dsn: str, store: Store
 ) -> None:

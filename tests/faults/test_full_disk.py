@@ -147,7 +147,7 @@ def test_a_refusal_at_every_system_call_corrupts_nothing(tmp_path: Path) -> None
     refuse_everywhere(tmp_path, [1, 8], [errno.ENOSPC])
 
 
-@pytest.mark.long
+@pytest.mark.long(seconds=85)
 def test_every_refusal_of_every_length_corrupts_nothing(tmp_path: Path) -> None:
     codes = [errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EROFS]
     refuse_everywhere(tmp_path, [1, 2, 3, 5, 8, 20, 10**6], codes, max(1, round(1 / SHARE)))

@@ -49,14 +49,14 @@ def test_an_outage_of_seconds_fills_the_spool_and_not_the_memory(tmp_path: Path,
     outage(60_000, RATE, 8 << 20, tmp_path / "spool", dsn)
 
 
-@pytest.mark.long
+@pytest.mark.long(seconds=660)
 def test_an_outage_of_ten_minutes_fills_the_spool_and_not_the_memory(
     tmp_path: Path, dsn: str
 ) -> None:
     outage(figure(6_000_000), RATE, figure(1 << 30), tmp_path / "spool", dsn)
 
 
-@pytest.mark.long
+@pytest.mark.long(seconds=1500)
 def test_the_rows_of_an_hour_without_a_database_fill_the_spool_and_not_the_memory(
     tmp_path: Path, dsn: str
 ) -> None:

@@ -87,7 +87,8 @@ def test_no_call_waits_for_the_database(tmp_path: Path, dsn: str, store: Store) 
     measure(10_000, 500, tmp_path, dsn, store)
 
 
-@pytest.mark.long
+@pytest.mark.long(seconds=300)
+@pytest.mark.alone
 def test_no_call_waits_for_the_database_for_minutes(tmp_path: Path, dsn: str, store: Store) -> None:
     measure(figure(1_000_000), figure(30_000), tmp_path, dsn, store)
 

@@ -181,7 +181,7 @@ def test_five_hundred_power_losses_lose_no_promised_row(tmp_path: Path, rng: ran
     histories(500, tmp_path, rng)
 
 
-@pytest.mark.long
+@pytest.mark.long(seconds=150)
 def test_five_thousand_power_losses_lose_no_promised_row(
     tmp_path: Path, rng: random.Random
 ) -> None:

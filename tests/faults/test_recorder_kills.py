@@ -14,7 +14,7 @@ from uuid import UUID, uuid4
 
 import psycopg
 import pytest
-from figures import figure
+from figures import figure, in_parts
 from processes import nursery
 
 from qigstore.recording.drain import drain_leftovers
@@ -89,8 +89,9 @@ def test_no_row_is_lost_or_doubled_by_sigkill(
     kill(200, tmp_path, dsn, store, rng)
 
 
-@pytest.mark.long
+@pytest.mark.long(seconds=350)
+@in_parts(10_000)
 def test_no_row_is_lost_or_doubled_by_ten_thousand_sigkills(
-    tmp_path: Path, dsn: str, store: Store, rng: random.Random
+    tmp_path: Path, dsn: str, store: Store, rng: random.Random, count: int
 ) -> None:
-    kill(figure(10_000), tmp_path, dsn, store, rng)
+    kill(figure(count), tmp_path, dsn, store, rng)

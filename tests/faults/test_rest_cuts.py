@@ -160,8 +160,7 @@ def test_thirty_cuts_of_both_lines_lose_and_double_nothing(
     cut(30, dsn, store, home, rng)
 
 
-@pytest.mark.long
-@pytest.mark.timeout(0)
+@pytest.mark.long(seconds=260)
 def test_two_thousand_cuts_of_both_lines_lose_and_double_nothing(
     dsn: str, store: Store, home: Path, rng: random.Random
 ) -> None:

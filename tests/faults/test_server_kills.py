@@ -131,6 +131,6 @@ def test_fifty_kills_lose_no_acknowledged_row(home: Path, seed: int) -> None:
     _rounds(home / "postgres", 50, seed)
 
 
-@pytest.mark.long
+@pytest.mark.long(seconds=120)
 def test_two_hundred_kills_lose_no_acknowledged_row(home: Path, seed: int) -> None:
     _rounds(home / "postgres", figure(200), seed)

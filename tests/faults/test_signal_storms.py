@@ -9,8 +9,8 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from figures import figure
-from signal_children import child, finish, wait_for
+from figures import figure, in_parts
+from signal_children import Raise, child, finish, wait_for, warm
 
 # A loop with the ways of a recording one: a lock, a log, a queue, allocation, a write a step.
 RECORDING = """
@@ -43,7 +43,7 @@ say("not reached")
 """
 
 
-def storm(count: int, rng: random.Random) -> None:
+def storm(count: int, rng: random.Random, child: Raise = child) -> None:
     width = 4
     for begin in range(0, count, width):
         with ExitStack() as stack:
@@ -67,12 +67,13 @@ def test_100_sigterms_at_random_moments_never_hang_and_show_their_status(
     storm(100, rng)
 
 
-@pytest.mark.long
-@pytest.mark.timeout(0)
+@pytest.mark.long(seconds=150)
+@in_parts(10_000)
 def test_10_000_sigterms_at_random_moments_never_hang_and_show_their_status(
-    rng: random.Random,
+    rng: random.Random, count: int
 ) -> None:
-    storm(figure(10_000), rng)
+    with warm("import logging, queue") as child:
+        storm(figure(count), rng, child)
 
 
 # A real recorder on a real spool, read, synced and emptied by a thread as the writer's do; the
@@ -142,6 +143,5 @@ def test_1_000_signals_in_one_process_deadlock_nothing(tmp_path: Path, rng: rand
 
 
 @pytest.mark.long
-@pytest.mark.timeout(0)
 def test_10_000_signals_in_one_process_deadlock_nothing(tmp_path: Path, rng: random.Random) -> None:
     rounds(figure(10_000), tmp_path, rng)

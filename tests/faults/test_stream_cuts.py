@@ -21,7 +21,7 @@ from uuid import uuid4
 import psycopg
 import pytest
 from commands import environment
-from figures import figure
+from figures import figure, in_parts
 from processes import python, wait_until
 from streams import Ledger, Served, serving
 from test_server_kills import _kill_group, _server_to_kill
@@ -283,7 +283,10 @@ def test_cut_clients_miss_nothing_and_see_nothing_twice(home: Path, seed: int) -
     _cut(home, seed, clients=8, rows=300, kills=3)
 
 
-@pytest.mark.long
-def test_many_cut_clients_miss_nothing_and_see_nothing_twice(home: Path, seed: int) -> None:
-    for part in range(figure(20)):
+@pytest.mark.long(seconds=300)
+@in_parts(20)
+def test_many_cut_clients_miss_nothing_and_see_nothing_twice(
+    home: Path, seed: int, count: int
+) -> None:
+    for part in range(figure(count)):
         _cut(home / str(part), seed + part, clients=40, rows=1500, kills=8)

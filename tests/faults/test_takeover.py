@@ -11,7 +11,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from figures import figure
+from figures import figure, in_parts
 from processes import kill, nursery, state_of, wait_until
 from run_nursery import counters
 
@@ -94,8 +94,9 @@ def test_fifteen_take_overs_let_no_stale_row_through(
     rounds(15, tmp_path, dsn, rng)
 
 
-@pytest.mark.long
+@pytest.mark.long(seconds=350)
+@in_parts(1000)
 def test_a_thousand_take_overs_let_no_stale_row_through(
-    tmp_path: Path, home: Path, dsn: str, rng: random.Random
+    tmp_path: Path, home: Path, dsn: str, rng: random.Random, count: int
 ) -> None:
-    rounds(figure(1000), tmp_path, dsn, rng)
+    rounds(figure(count), tmp_path, dsn, rng)

@@ -185,7 +185,6 @@ def test_a_rank_that_dies_or_fails_in_its_step_lets_the_others_save_the_step_bef
 
 
 @pytest.mark.long
-@pytest.mark.timeout(0)
 def test_a_silent_rank_makes_the_others_wait_no_longer_than_the_limit(
     env: dict[str, str], home: Path, store: Store
 ) -> None:

@@ -191,7 +191,6 @@ def test_a_rank_that_is_lost_leaves_what_was_there(tmp_path: Path, how: dict[str
 
 
 @pytest.mark.long
-@pytest.mark.timeout(0)
 @pytest.mark.parametrize("lost", [0, 1], ids=["the leader", "a follower"])
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 def test_a_rank_killed_at_every_call_leaves_what_was_there(

@@ -222,7 +222,7 @@ def test_orthogonal_supports_and_overlaps_at_every_scale(rng, n):
     check(first, second, labels, [judge.bures(a, b) for a, b in pairs], single=n <= 4)
 
 
-@pytest.mark.long
+@pytest.mark.long(seconds=200)
 @FIELDS
 @pytest.mark.parametrize("n", [2, 3, 4, 5, 8])
 def test_many_pools_in_full(rng, n, real):
@@ -231,7 +231,7 @@ def test_many_pools_in_full(rng, n, real):
         check_near(rng, n, real, KINDS, APART)
 
 
-@pytest.mark.long
+@pytest.mark.long(seconds=150)
 @FIELDS
 def test_pools_of_sixteen_in_full(rng, real):
     check_pool(rng, 16, real, KINDS, pairs_max=150, single=False)

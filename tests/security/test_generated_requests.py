@@ -12,7 +12,7 @@ from typing import Any
 import hypothesis
 import pytest
 import schemathesis
-from figures import figure
+from figures import figure, in_parts
 from hypothesis.errors import FlakyStrategyDefinition
 from rest import BASE, Filled, Rest, served
 from schemathesis.checks import CHECKS, load_all_checks
@@ -162,11 +162,11 @@ def test_no_generated_request_fails_the_server(
         print({label: count for label, count in found.reached.items() if not count})
 
 
-@pytest.mark.long
-@pytest.mark.timeout(0)
+@pytest.mark.long(seconds=200)
+@in_parts(20_000)
 def test_no_generated_request_fails_the_server_long(
-    store: Store, home: Path, rng: random.Random
+    store: Store, home: Path, rng: random.Random, count: int
 ) -> None:
     with served(store, home) as rest:
-        found = hunt(rest, rng, figure(20_000))
+        found = hunt(rest, rng, figure(count))
         print(f"{found.calls} generated requests: {dict(found.statuses)}")

@@ -334,8 +334,7 @@ def test_a_kill_at_any_moment_loses_no_event_that_was_written(
     kills(tmp_path / "events", 20, rng)
 
 
-@pytest.mark.long
-@pytest.mark.timeout(0)
+@pytest.mark.long(seconds=200)
 def test_1_000_kills_lose_no_event_that_was_written(tmp_path: Path, rng: random.Random) -> None:
     kills(tmp_path / "events", figure(1000), rng)
 

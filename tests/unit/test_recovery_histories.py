@@ -13,11 +13,20 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import hypothesis
 import numpy as np
 import pytest
+from figures import figure, in_parts
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from qigstore.checkpoints import CheckpointManager, CheckpointStore, Retention, SaveInfo
 from qigstore.checkpoints.catalog import Catalog
@@ -425,10 +434,21 @@ TestHistories = Histories.TestCase
 TestHistories.settings = settings(_OPTIONS, max_examples=150)
 
 
-@pytest.mark.long
-class TestManyHistories(Histories.TestCase):  # type: ignore[name-defined,misc]
-    settings = settings(_OPTIONS, max_examples=10_000)
+class Counted(Histories):
+    """The same, and how many there were."""
 
-    def runTest(self) -> None:
-        super().runTest()
-        print(f"{self.settings.max_examples:,} histories; the seed is Hypothesis's own")
+    histories = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        type(self).histories += 1
+
+
+@pytest.mark.long(seconds=250)
+@in_parts(10_000)
+def test_ten_thousand_histories(seed: int, count: int) -> None:
+    wanted, counted = figure(count), type("Counted", (Counted,), {})
+    options = settings(_OPTIONS, max_examples=wanted)
+    run_state_machine_as_test(hypothesis.seed(seed)(counted), settings=options)
+    print(f"{counted.histories} histories: 0 differences")
+    assert counted.histories >= wanted

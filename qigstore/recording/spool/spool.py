@@ -231,6 +231,8 @@ class Spool(Cursor):
                 else f"the spool {self.folder} is closed: rows recorded now are dropped"
             )
             return False
+        if self.at + layout.size > active.size and monotonic() < self._retry_at:
+            return False  # the disk is full: before anything is spent on the row's names
         if self.at + layout.size > self.limit:
             self._begin_block()
         names = layout.announcement(self.seed) if layout.block != self.block else b""
