@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from time import sleep
 from typing import TYPE_CHECKING
 from uuid import UUID
 
-from sqlalchemy import Connection, Integer, bindparam, exc, select, text, update
+from sqlalchemy import Connection, Integer, bindparam, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 
 from qigstore.database.schema import attempt as attempts
@@ -19,11 +20,16 @@ if TYPE_CHECKING:
 __all__ = ["WriterState", "Writers"]
 
 _INT4_MAX = 2**31 - 1
-_LOCK_NOT_AVAILABLE = "55P03"
-_LOCK = text("""
-SELECT id FROM qigstore.writer
-WHERE id = :writer AND (epoch = :epoch OR :epoch IS NULL) FOR NO KEY UPDATE
-""").bindparams(bindparam("epoch", type_=Integer))
+_TRIES, _PAUSE_S = 26, 0.02
+_FENCE = """
+SELECT id FROM qigstore.writer WHERE id = :writer AND (epoch = :epoch OR :epoch IS NULL)
+"""
+_THERE = text(_FENCE).bindparams(bindparam("epoch", type_=Integer))
+# Never waits, so that no savepoint has to catch the end of a wait: who holds a row from within one
+# is not to be found once it is released.
+_LOCK = text(f"{_FENCE} FOR NO KEY UPDATE SKIP LOCKED").bindparams(
+    bindparam("epoch", type_=Integer)
+)
 # Only one that has said nothing for a while: not another that has just got the same row.
 _END_HOLDER = text("""
 SELECT pg_terminate_backend(held.pid) FROM qigstore.writer w
@@ -135,14 +141,13 @@ def _end_holder(connection: Connection, writer_id: UUID, epoch: int | None) -> N
     yet, would keep it until some TCP limit ends it: hours.
     """
     fence = {"writer": writer_id, "epoch": epoch}
-    try:
-        with connection.begin_nested():
-            connection.execute(text("SET LOCAL lock_timeout = '500ms'"))
-            connection.execute(_LOCK, fence)
-    except exc.OperationalError as error:
-        if getattr(error.orig, "sqlstate", None) != _LOCK_NOT_AVAILABLE:
-            raise
-        connection.execute(_END_HOLDER, fence)
+    if connection.execute(_THERE, fence).first() is None:
+        return
+    for _ in range(_TRIES):
+        if connection.execute(_LOCK, fence).first() is not None:
+            return
+        sleep(_PAUSE_S)
+    connection.execute(_END_HOLDER, fence)
 
 
 def _state(connection: Connection, writer_id: UUID) -> WriterState:

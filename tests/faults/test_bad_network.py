@@ -7,6 +7,7 @@ import threading
 import time
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -18,7 +19,7 @@ from proxy import HEALTHY, Fault, Proxy, random_fault
 from qigstore.database import migrate
 from qigstore.database.engine import Database
 from qigstore.recording import writer as writer_module
-from qigstore.repository import Store
+from qigstore.repository import Store, writers
 
 LINES = 4
 LAG_ROWS_MAX = 5000
@@ -144,6 +145,39 @@ def test_a_take_over_does_not_wait_for_whoever_holds_the_fence(
         taker.join(50)
         assert not taker.is_alive(), "the take-over waits for a transaction that never ends"
     assert store.writers.state(line.spool.identity.writer).epoch == line.epoch + 1
+    line.close()
+
+
+def test_a_take_over_ends_whoever_stands_still_while_it_asks_for_the_fence(
+    tmp_path: Path, dsn: str, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not the server after a third of a statement's time: it would wait so long."""
+    line, stands_still, go_on = Line(tmp_path, store), threading.Event(), threading.Event()
+    writer, state_of_writer = line.spool.identity.writer, writers._state
+    failed: list[Exception] = []
+
+    def state(connection: Any, writer_id: Any) -> Any:
+        if threading.current_thread() is asker:
+            stands_still.set()
+            assert go_on.wait(60)
+        return state_of_writer(connection, writer_id)
+
+    def ask() -> None:
+        with Store(Database(dsn)) as other:
+            try:
+                other.writers.settle(writer, line.epoch)
+            except Exception as error:
+                failed.append(error)
+
+    monkeypatch.setattr(writers, "_state", state)
+    asker = threading.Thread(target=ask)
+    asker.start()
+    assert stands_still.wait(60)
+    taken = store.writers.take_over(writer)
+    go_on.set()
+    asker.join(60)
+    assert taken.epoch == line.epoch + 1
+    assert "administrator command" in str(failed)
     line.close()
 
 
