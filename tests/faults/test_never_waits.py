@@ -101,7 +101,7 @@ class Stuck:
         self.writers = SimpleNamespace(settle=self._hang)
         self.telemetry = SimpleNamespace(append=self._hang)
 
-    def _hang(self, *_: object) -> None:
+    def _hang(self, *_: object, **__: object) -> None:
         self.asked.set()
         self.let_go.wait()
         raise StoreUnavailable("nowhere", "it was stuck")

@@ -153,7 +153,7 @@ def test_rows_that_one_store_has_heard_of_go_to_no_other(
     with offline() as run:
         run.record(0, loss=1.0)
 
-    def cut(*_: Any) -> None:
+    def cut(*_: Any, **__: Any) -> None:
         raise qigstore.StoreUnavailable("nowhere", "cut")
 
     with monkeypatch.context() as patched:
