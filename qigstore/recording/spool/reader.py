@@ -6,7 +6,7 @@ what was lost shows as a gap in the sequence.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 from uuid import UUID
@@ -41,6 +41,7 @@ _ROWS_A_PAUSE = 1024
 """About a millisecond: nobody who records meanwhile waits longer."""
 _SEQ = 2
 """Which word of a frame is its sequence number."""
+_REGIME_BYTE = 11
 
 
 class Source(Protocol):
@@ -215,14 +216,11 @@ class SpoolReader:
                 break
             before = self._seq
             for layout, runs in piece:
-                fresh = [
-                    run if run[0, _SEQ] > before else run[run[:, _SEQ] > before] for run in runs
-                ]
                 table = found.setdefault(layout.id, _Table(layout))
-                rows = table.add(fresh)
-                if rows:
-                    count, size = count + rows, size + rows * layout.size
-                    self._seq = max(self._seq, table.last_seq)
+                known = table.count
+                self._seq = max(self._seq, table.add(runs, before))
+                count += table.count - known
+                size += (table.count - known) * layout.size
         groups = tuple(table.rows() for table in found.values() if table.count)
         return Take(first, self._seq, groups) if count else None
 
@@ -284,41 +282,40 @@ class SpoolReader:
 
 
 class _Table:
-    """Frames of one layout, however many pieces: each array costs whoever records a wait."""
+    """Frames of one layout, however many pieces.
+
+    Copied as bytes: NumPy gives up the interpreter's lock for each run that it copies.
+    """
 
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
-        self._words: Words = np.empty((0, layout.words), np.uint64)
+        self._data = bytearray()
 
     @property
     def count(self) -> int:
         """Rows in it."""
-        return len(self._words)
+        return len(self._data) // self.layout.size
 
-    @property
-    def last_seq(self) -> int:
-        """Of its last row."""
-        return int(self._words[-1, _SEQ])
-
-    def add(self, runs: Sequence[Words]) -> int:
-        """Copy rows to its end, so that what they were read into can go; how many."""
-        before, more = self.count, sum(map(len, runs))
-        if more:
-            # Grown in place: nobody else has it yet, and two copies would be twice the memory.
-            self._words.resize((before + more, self.layout.words), refcheck=False)
-            np.concatenate(runs, out=self._words[before:])
-        return more
+    def add(self, runs: Iterable[Words], after: int) -> int:
+        """Copy the rows with a sequence above `after` to its end; the last one's, or `after`."""
+        for run in runs:
+            fresh = run if run[0, _SEQ] > after else run[run[:, _SEQ] > after]
+            if len(fresh):
+                self._data += fresh.data.cast("B")
+                after = int(fresh[-1, _SEQ])
+        return after
 
     def rows(self) -> Rows:
         """As arrays."""
-        layout, table = self.layout, self._words
-        values, k = table[:, ROW_BYTES // 8 :].view(np.float64), len(layout.names)
+        layout, k = self.layout, len(self.layout.names)
+        table = np.frombuffer(self._data, np.uint64).reshape(-1, layout.words)
+        values = table[:, ROW_BYTES // WORD_BYTES :].view(np.float64)
         return Rows(
             names=layout.names,
             seq=table[:, _SEQ].view(np.int64),
             step=table[:, 3].view(np.int64),
             time_ns=table[:, 4].view(np.int64),
             values=values[:, :k],
-            regime=(table[:, 1] >> np.uint64(24)).astype(np.int8).astype(np.int16),
+            regime=table.view(np.int8)[:, _REGIME_BYTE].astype(np.int16),
             basins=values[:, k:] if layout.dimension else None,
         )
