@@ -18,10 +18,9 @@ from pathlib import Path
 from time import monotonic, time_ns
 from zlib import crc32
 
-from qigstore.errors import InvalidInput, SpoolFull
+from qigstore.errors import SpoolFull
 from qigstore.recording.spool.cursor import Cursor
 from qigstore.recording.spool.frame import (
-    FRAME_BYTES_MAX,
     HEAD_BYTES,
     KIND_ROW,
     MARKER,
@@ -33,6 +32,7 @@ from qigstore.recording.spool.identity import (
     SpoolIdentity,
     acquire_lock,
 )
+from qigstore.recording.spool.layouts import Layouts
 from qigstore.recording.spool.leftover import remove_folder
 from qigstore.recording.spool.segment import Disk, Segment, segment_path
 
@@ -44,7 +44,6 @@ _BLOCK_BYTES = 1 << 16
 """Names are written again in each such block, so that damage to one copy costs at most a block."""
 _AHEAD_BYTES_MAX = 1 << 16
 _RETRY_INTERVAL_S = 0.1
-_LAYOUTS_MAX = 4_096
 
 _spools: weakref.WeakSet[Spool] = weakref.WeakSet()
 
@@ -71,7 +70,7 @@ class Spool(Cursor):
 
     __slots__ = (
         "__weakref__", "_active", "_bytes_max", "_deferred", "_disk", "_folder_dirty", "_layouts",
-        "_lock_descriptor", "_next_layout", "_next_number", "_notice", "_ready_at", "_retry_at",
+        "_lock_descriptor", "_next_number", "_notice", "_ready_at", "_retry_at",
         "_segment_bytes", "_segments", "_spare", "_syncing", "_tending", "_warned", "closed",
         "dropped", "folder", "forked", "identity", "lock", "map", "words",
     )  # fmt: skip
@@ -100,12 +99,12 @@ class Spool(Cursor):
         self._segments: list[Segment] = []
         self._active: Segment | None = None
         self._spare: Segment | None = None
-        self._layouts: dict[tuple[tuple[str, ...], int], Layout] = {}
+        self._layouts = Layouts()
         self._deferred: list[tuple[Layout, int, int, Sequence[float]]] = []
         # One at a time syncs. Whoever unmaps, closes or deletes tends, and never waits for a disk
         # that takes its time to sync.
         self._syncing, self._tending = threading.Lock(), threading.Lock()
-        self._next_number, self._next_layout = 1, 0
+        self._next_number = 1
         self._ready_at, self._retry_at = 0, 0.0
         self._warned = False
         self._notice = ""
@@ -162,18 +161,7 @@ class Spool(Cursor):
             InvalidInput: the row, or its names together, would not fit a frame.
         """
         with self.lock:
-            found = self._layouts.get((names, dimension))
-            if found is None:
-                self._next_layout += 1
-                found = Layout(self._next_layout, names, dimension)
-                size = max(found.size, len("".join(names).encode()) + 8 * len(names) + 256)
-                if size > FRAME_BYTES_MAX:
-                    what = f"a row and its names within {FRAME_BYTES_MAX} bytes each"
-                    raise InvalidInput("metrics", f"{len(names)} names, {size} bytes", what)
-                self._layouts[names, dimension] = found
-                if len(self._layouts) > _LAYOUTS_MAX:
-                    del self._layouts[next(iter(self._layouts))]
-            return found
+            return self._layouts.of(names, dimension)
 
     def append(self, layout: Layout, step: int, regime: int, values: Sequence[float], /) -> bool:
         """Add one row; the caller holds `lock`. False: there was no room, and it is counted.
