@@ -122,7 +122,8 @@ static PyObject *
 plainly(ShortWay *self, PyObject *step, PyObject *metrics)
 {
     long regime = NO_REGIME;
-    if (self->put == NULL || self->layout == Py_None || !PyDict_CheckExact(metrics)
+    if (self->put == NULL || self->check == NULL || self->layout == NULL
+        || self->layout == Py_None || !PyDict_CheckExact(metrics)
         || (self->has_phi && !regime_of(self, metrics, &regime)))
         Py_RETURN_NONE;
     PyObject *blocking = Py_False;

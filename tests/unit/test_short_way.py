@@ -237,6 +237,11 @@ def test_one_that_was_never_begun_records_nothing() -> None:
         with pytest.raises(AttributeError):
             way.__init__(spool, bounds)  # type: ignore[misc, arg-type]
         assert way.record_plain(1, {"x": 1.0}) is None
+    for name in ("layout", "check"):
+        way = ShortWay(_Spool(), BOUNDS)  # type: ignore[arg-type]
+        way.layout = "a layout"  # type: ignore[assignment]
+        delattr(way, name)
+        assert way.record_plain(1, {"x": 1.0}) is None
 
 
 def test_it_keeps_nothing_alive(spool: Spool) -> None:
