@@ -432,6 +432,11 @@ def test_nobody_but_who_syncs_waits_for_a_slow_disk(tmp_path: Path, leave: str) 
     assert next(first for _, first, _ in spool.spans()) == third > second
     append(spool, rows + 1, loss=0)
     spool.prepare()
+    # Memory of full segments is given back all the same, and they are read as before.
+    number = spool.spans()[0][0]
+    assert not spool.mine(number)
+    assert spool.mine(spool.spans()[-1][0])
+    assert third in read_all(spool, spool)
     getattr(spool, leave)()
     disk.may.set()
     thread.join(60)

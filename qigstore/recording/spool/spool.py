@@ -265,14 +265,15 @@ class Spool(Cursor):
         return True
 
     def _go_on(self, segment: Segment) -> None:
-        if self._active is not None:
-            self._active.seal(self.at, self.seq)
+        full, end = self._active, self.at
         segment.begin(self.identity.writer, self.seq + 1)
         self._segments.append(segment)
         self._active = segment
         self.map, self.words = segment.map, segment.words
         self.hold(segment.map)
         self.at = HEAD_BYTES
+        if full is not None:
+            full.seal(end, self.seq)  # last: from now on others may unmap it
         self._begin_block()
         self._warned = False
 
@@ -304,9 +305,13 @@ class Spool(Cursor):
     # -- behind the hot path: durability, reading, release ---------------------------------------
 
     def prepare(self) -> None:
-        """Have the next pages, and the next segment, ready before they are needed."""
+        """Have the next pages and the next segment ready, and give back the memory of full ones."""
         self._prepare_pages()
         self._prepare_segment()
+        with self._tending:
+            # Not only once they are synced: a slow disk would keep all of them in memory.
+            for segment in [s for s in self._segments if s.end is not None]:
+                segment.unmap()
 
     def _prepare_pages(self) -> None:
         # A page's first row, and its first after a sync, waits for the kernel to make it writable.
