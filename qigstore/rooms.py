@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
+from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
@@ -50,6 +51,7 @@ __all__ = ["WATCHDOG_S", "Rooms"]
 
 _log = logging.getLogger(__name__)
 _LEEWAY_S = 1.0
+_AGAIN_S = 0.2
 WATCHDOG_S = 5.0
 """More than the way out has: it ends by itself unless it hangs."""
 _ROW_METRICS_MAX = 50
@@ -384,7 +386,7 @@ class Rooms:
             LeaveStep("events", self._close_events),
             LeaveStep("notifications", self.notifier.close, self.settings.notify_timeout_s),
             LeaveStep("telemetry", self._close_writer, None if aborted else limit + _LEEWAY_S),
-            LeaveStep("attempt", lambda _limit_s: self._end_attempt()),
+            LeaveStep("attempt", partial(self._end_attempt, 0.0 if aborted else limit)),
             LeaveStep("leftovers", partial(self._close_others, 0.0 if aborted else limit)),
         ]
         deadline_s = self.settings.abort_deadline_s if aborted else 300.0 + 2 * limit
@@ -395,14 +397,23 @@ class Rooms:
             self.link.close()
         _raise_first(outcomes)
 
-    def _end_attempt(self) -> None:
+    def _end_attempt(self, patience_s: float, limit_s: float) -> None:
         self.pulse.close()
         if self.link.store is not None:
             self.lookout.look()
         event = self.emergency.stop.event
         if event is not None:
             self.link.answer(event, self.saved_on_stop)
-        self.link.end()
+        # Where rows wait, whoever ships them tells the end as well. Otherwise nobody else knows it.
+        patience_s = 0.0 if self.writer.health.lag_rows else min(patience_s, limit_s - _LEEWAY_S)
+        end = monotonic() + patience_s
+        while True:
+            try:
+                return self.link.end()
+            except StoreUnavailable:
+                if monotonic() + _AGAIN_S > end:
+                    raise
+                sleep(_AGAIN_S)
 
     def _close_writer(self, limit_s: float) -> None:
         # Less than it has, so that it is the one to say how many rows wait, and where.

@@ -16,6 +16,7 @@ import qigstore
 from qigstore.database.engine import Database
 from qigstore.database.migrate import upgrade
 from qigstore.repository import Store
+from qigstore.repository.sessions import Sessions
 from qigstore.safety import Finite
 
 pytestmark = pytest.mark.usefixtures("home")
@@ -235,3 +236,45 @@ def test_recovery_goes_by_the_folders_while_the_database_is_away(
     # What was chosen meanwhile is told at the end.
     attempts = store.sessions.attempts(store.sessions.get("s").id)
     assert [attempt.resumed_step for attempt in attempts] == [-1, 19]
+
+
+# -- a database that goes as the run closes -------------------------------------------------------
+
+
+def test_the_end_is_told_again_where_the_database_is_away_for_a_moment(
+    dsn: str, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tell, told = Sessions.close_attempt, []
+
+    def cut(self: Sessions, *args: Any, **more: Any) -> bool:
+        told.append(args)
+        if len(told) == 1:
+            raise qigstore.StoreUnavailable("nowhere", "cut before")
+        done = tell(self, *args, **more)
+        if len(told) == 2:
+            raise qigstore.StoreUnavailable("nowhere", "cut after")
+        return done
+
+    with qigstore.session("s", dsn=dsn, quiet=True) as run:
+        run.record(0, loss=1.0)
+        run.flush()
+        monkeypatch.setattr(Sessions, "close_attempt", cut)
+    assert len(told) == 3
+    (attempt,) = store.sessions.attempts(store.sessions.get("s").id)
+    assert attempt.status == "completed"
+
+
+def test_an_end_that_nobody_hears_is_an_error_and_no_row_waits(
+    home: Path, dsn: str, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cut(*_: Any, **__: Any) -> bool:
+        raise qigstore.StoreUnavailable("nowhere", "gone for good")
+
+    run = qigstore.session("s", dsn=dsn, quiet=True, close_timeout_s=0.5).open()
+    run.record(0, loss=1.0)
+    with monkeypatch.context() as patched:
+        patched.setattr(Sessions, "close_attempt", cut)
+        with pytest.raises(qigstore.StoreUnavailable, match="gone for good"):
+            run.close()
+    assert stored(store) == {1: [0]}
+    assert spools(home) == []
