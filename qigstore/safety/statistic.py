@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from qigstore.compiled import compiled_or
 from qigstore.records import Severity
 
-__all__ = ["COMPILED", "PurePythonStatistic", "Statistic"]
+__all__ = ["PurePythonStatistic", "Statistic"]
 
 
 class PurePythonStatistic:
@@ -72,4 +72,3 @@ if TYPE_CHECKING:
     Statistic = PurePythonStatistic
 else:
     Statistic = compiled_or(PurePythonStatistic, "qigstore.safety._statistic", "Statistic")
-COMPILED = Statistic is not PurePythonStatistic

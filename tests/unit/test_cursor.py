@@ -23,8 +23,8 @@ from zlib import crc32
 import numpy as np
 import pytest
 
+from qigstore.compiled import all_compiled
 from qigstore.recording.spool import Spool, SpoolIdentity
-from qigstore.recording.spool.cursor import COMPILED
 from qigstore.recording.spool.frame import KIND_ROW, MARKER, Layout
 from qigstore.recording.spool.reader import SpoolReader
 
@@ -73,7 +73,7 @@ def any_number(rng: random.Random) -> Any:
         return rng.choice([math.nan, math.inf, -math.inf, -0.0, 5e-324, 1.7976931348623157e308])
     if kind == 1:
         return rng.choice([0, -1, True, False, 2**53 + 1, -(2**63), 10**300])
-    if kind == 2 and COMPILED:  # in Python a sum of these may warn of an overflow
+    if kind == 2 and all_compiled():  # in Python a sum of these may warn of an overflow
         return np.float64(rng.gauss(0, 1))
     return struct.unpack("<d", rng.randbytes(8))[0]
 
@@ -115,7 +115,7 @@ def test_a_row_is_the_same_to_the_bit(spool: Spool, rng: random.Random) -> None:
     ids=lambda value: type(value).__name__,
 )  # fmt: skip
 @pytest.mark.parametrize("place", [0, 4])
-@pytest.mark.skipif(not COMPILED, reason="the one in Python takes what adds up to a number")
+@pytest.mark.skipif(not all_compiled(), reason="the one in Python takes what adds up to a number")
 def test_what_is_no_plain_number_writes_nothing(spool: Spool, place: int, value: Any) -> None:
     layout = ready(spool)
     before = state(spool)
@@ -153,10 +153,10 @@ def test_equal_names_need_not_be_the_same_object(spool: Spool) -> None:
     layout = ready(spool)
     row = {"".join([*name]): 1.0 for name in NAMES}
     assert spool.put(layout, 1, -1, row) is not None
-    assert spool.put(layout, 2, -1, OrderedDict(row)) is None or not COMPILED
+    assert spool.put(layout, 2, -1, OrderedDict(row)) is None or not all_compiled()
 
 
-@pytest.mark.skipif(not COMPILED, reason="the one in Python goes through append, which waits")
+@pytest.mark.skipif(not all_compiled(), reason="the one in Python goes through append, which waits")
 def test_the_long_way_is_asked_wherever_something_has_to_be_done_first(tmp_path: Path) -> None:
     spool, row = new_spool(tmp_path, segment_bytes=1 << 16), dict.fromkeys(NAMES, 1.0)
     layout = ready(spool)
@@ -228,7 +228,7 @@ def test_a_cursor_keeps_nothing_alive(spool: Spool) -> None:
 
 
 @pytest.mark.parametrize("wrong", [None, 3, ("loss",)], ids=repr)
-@pytest.mark.skipif(not COMPILED, reason="there is nothing to hold in Python")
+@pytest.mark.skipif(not all_compiled(), reason="there is nothing to hold in Python")
 def test_misuse_is_an_error_and_no_crash(spool: Spool, wrong: Any) -> None:
     with pytest.raises((TypeError, AttributeError)):
         spool.use(wrong)

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from qigstore.compiled import all_compiled
 from qigstore.safety.declared import Ewma, PageHinkley
 from qigstore.safety.detectors import Observer
-from qigstore.safety.statistic import COMPILED
 
 RULES = [
     Ewma("loss"),
@@ -73,7 +73,7 @@ def test_whole_numbers_are_taken_as_they_are(rng: random.Random) -> None:
         assert whole.state() == real.state()
 
 
-@pytest.mark.skipif(not COMPILED, reason="the one in Python leaves it to Python")
+@pytest.mark.skipif(not all_compiled(), reason="the one in Python leaves it to Python")
 @pytest.mark.parametrize("rule", [RULES[0], RULES[3]], ids=["ewma", "drift"])
 def test_misuse_is_an_error_and_changes_nothing(rule: Any) -> None:
     detector: Observer = rule.detector("loss")

@@ -16,7 +16,7 @@ from qigstore.recording.values import PLAIN, STEP_BITS
 if TYPE_CHECKING:
     from qigstore.recording.spool.frame import Layout
 
-__all__ = ["COMPILED", "Cursor", "PurePythonCursor"]
+__all__ = ["Cursor", "PurePythonCursor"]
 
 
 class PurePythonCursor:
@@ -74,4 +74,3 @@ if TYPE_CHECKING:
     Cursor = PurePythonCursor
 else:
     Cursor = compiled_or(PurePythonCursor, "qigstore.recording.spool._frames", "Cursor")
-COMPILED = Cursor is not PurePythonCursor
