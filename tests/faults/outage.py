@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,12 @@ def memory_mb() -> dict[str, float]:
 
 
 def disk_bytes(folder: Path) -> int:
-    """What the spool takes on the disk."""
-    return sum(path.stat().st_blocks * 512 for path in folder.iterdir())
+    """What the spool takes on the disk; a segment may go while it is looked at."""
+    found = 0
+    for path in folder.iterdir():
+        with suppress(FileNotFoundError):
+            found += path.stat().st_blocks * 512
+    return found
 
 
 def record(line: Line, rows: int, rate: float) -> dict[str, float]:
