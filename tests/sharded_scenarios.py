@@ -29,7 +29,13 @@ from qigstore.checkpoints.sharded import Commit, Leader, Loader, ShardedCheckpoi
 from qigstore.errors import CheckpointError, RankError
 from qigstore.recovery import recover
 
-PLACES = {"row": [Shard(0)], "column": [Shard(1)], "copy": [Replicate()]}
+PLACES = {
+    "row": [Shard(0)],
+    "column": [Shard(1)],
+    "copy": [Replicate()],
+    "one row": [Shard(0)],  # of these, all ranks but one have nothing
+    "another row": [Shard(0)],
+}
 
 
 def mesh() -> Any:
@@ -44,6 +50,8 @@ def whole(seed: int) -> dict[str, Any]:
         "row": rows,
         "column": rows.bfloat16(),
         "copy": torch.randn(3, 2, generator=make, dtype=torch.float64),
+        "one row": rows[:1] + 1,
+        "another row": rows[:1] + 2,
         "complex": torch.complex(rows, -rows),
         "plain": torch.arange(6).reshape(2, 3) + seed,
         "empty": torch.zeros(0, 4),

@@ -209,12 +209,15 @@ def tensor_identity(tensor: Any) -> object:
     """A key equal for two tensors exactly where they are the same numbers in the same memory.
 
     `state_dict()` makes new tensor objects over the same storage, so that tied weights are seen
-    by their address, not by the identity of the object.
+    by their address, not by the identity of the object: `to_local()` of a DTensor makes one that
+    is gone at once, and its `id` is the next one's.
     """
-    if tensor.numel() == 0 or tensor.layout != sys.modules["torch"].strided:
+    if tensor.layout != sys.modules["torch"].strided:
         return id(tensor)
+    # Without elements there is no address; as a part of a tensor it must still be told apart.
+    memory = tensor.data_ptr() or (tensor.untyped_storage()._cdata, tensor.storage_offset())
     return (
-        tensor.data_ptr(),
+        memory,
         tensor.shape,
         tensor.stride(),
         tensor.dtype,

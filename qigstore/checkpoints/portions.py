@@ -6,7 +6,7 @@ no tensor is rank 0's word.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,15 @@ from qigstore.checkpoints.format import Manifest
 from qigstore.checkpoints.tree import FlatState, Reference, flatten, nearest
 from qigstore.errors import CheckpointError
 
-__all__ = ["Portion", "differences", "flatten_portions", "outside", "portions", "structure"]
+__all__ = [
+    "Portion",
+    "differences",
+    "disagreement",
+    "flatten_portions",
+    "outside",
+    "portions",
+    "structure",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +91,21 @@ def outside(flat: FlatState) -> dict[str, Leaf]:
 def structure(flat: FlatState) -> dict[str, list[Any]]:
     """Names, dtypes and shapes of its tensors, in which all ranks must agree."""
     return {name: [p.dtype, *p.shape] for name, p in portions(flat).items()}
+
+
+def disagreement(structures: Sequence[Mapping[str, list[Any]]]) -> str:
+    """The first tensor in which a rank's structure is not rank 0's, in words; empty: none."""
+
+    def said(found: list[Any] | None) -> str:
+        return "not there" if found is None else f"{found[0]} {tuple(found[1:])}"
+
+    first = structures[0]
+    for rank, other in enumerate(structures):
+        for name in {**first, **other}:
+            one, two = first.get(name), other.get(name)
+            if one != two:
+                return f"{name!r} is {said(one)} on rank 0 and {said(two)} on rank {rank}"
+    return ""
 
 
 def differences(

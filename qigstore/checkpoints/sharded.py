@@ -48,6 +48,7 @@ from qigstore.checkpoints.opened import OpenCheckpoint
 from qigstore.checkpoints.payload import SMALL_BYTES, Beside, stage_flat, write_payload
 from qigstore.checkpoints.portions import (
     differences,
+    disagreement,
     flatten_portions,
     outside,
     portions,
@@ -192,10 +193,12 @@ class ShardedCheckpoints:
         everyone = self._ranks.gather(told)
         problems = [f"rank {n}: {one['problem']}" for n, one in enumerate(everyone)
                     if one["problem"]]  # fmt: skip
-        for what in ("step", "structure"):
-            if not problems and len({one[what] for one in everyone}) > 1:
-                said = ", ".join(str(one[what])[:12] for one in everyone)
-                problems.append(f"the ranks differ in {what}: {said}")
+        if not problems and len({one["step"] for one in everyone}) > 1:
+            said = ", ".join(str(one["step"]) for one in everyone)
+            problems.append(f"the ranks differ in step: {said}")
+        elif ready and not problems and len({one["structure"] for one in everyone}) > 1:
+            said = disagreement(self._ranks.gather(structure(ready.flat)))  # long: only now
+            problems.append(f"the ranks differ in structure: {said}")
         if problems or ready is None:
             raise CheckpointError(f"step {step} was not saved: {'; '.join(problems)}")
         return ready

@@ -230,7 +230,8 @@ def test_what_is_refused_is_said_on_every_rank_and_nobody_is_lost(tmp_path: Path
     one, other = returned(run_ranks("sharded_scenarios:go_wrong", 2, tmp_path))
     words = {
         "a set on one rank": "rank 1: state['x']: builtins.set cannot be saved",
-        "other structures": "the ranks differ in structure",
+        "other structures": "the ranks differ in structure: 'x' is float32 (2,) on rank 0 and "
+        "float32 (3,) on rank 1",
         "other steps": "the ranks differ in step: 1, 2",
         "partial sums": "a DTensor of partial sums cannot be saved",
         "a name of ours": "arrays of the same name",

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from qigstore.checkpoints import CheckpointStore, SaveInfo
+from qigstore.checkpoints.arrays import tensor_identity
 from qigstore.checkpoints.format import PAYLOAD
 from qigstore.errors import CheckpointError, CheckpointMismatch
 
@@ -73,6 +74,15 @@ def test_tied_weights_are_stored_once_and_stay_tied(tmp_path: Path) -> None:
     model[1].weight = model[0].weight
     found = through_disk(tmp_path, model.state_dict())
     assert found["0.weight"] is found["1.weight"]
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (2, 3)], ids=str)
+def test_tensors_are_told_apart_by_their_memory_also_where_the_objects_are_short_lived(
+    shape: tuple[int, int],
+) -> None:
+    one, other = torch.zeros(shape), torch.zeros(shape)
+    assert tensor_identity(one.detach()) == tensor_identity(one.detach())
+    assert tensor_identity(one.detach()) != tensor_identity(other.detach())
 
 
 def test_model_optimizer_and_generator_go_on_where_they_were(tmp_path: Path) -> None:
