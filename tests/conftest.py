@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 SEED = int(os.environ.get("QIGSTORE_TEST_SEED") or random.SystemRandom().getrandbits(32))
 os.environ["QIGSTORE_TEST_SEED"] = str(SEED)  # xdist's workers draw none of their own
+# JAX's share is most of a GPU's memory, and the workers may be several on one.
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 # How long a busy machine takes to draw or to try an example, and what it drew, breaks no promise.
 hypothesis.settings.register_profile(
     "qigstore",

@@ -35,11 +35,11 @@ def record_until_shut_out(order: dict[str, Any]) -> None:
     ).open()  # fmt: skip
     step = 0
     while told[1] < order["rows_after"]:
+        health = run.health
+        assert health is not None  # asked before the row, which may be the last one before a stop
         run.record(step, loss=1.0)
         step += 1
         told[0] = step
-        health = run.health
-        assert health is not None
         told[1] += health.stale
 
 

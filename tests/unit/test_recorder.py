@@ -457,6 +457,7 @@ def test_a_handler_may_record_at_any_moment_of_record(
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # 3.12: a fork beside threads
+@pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")  # JAX's, where its tests ran before
 def test_a_forked_child_records_nothing_and_does_not_fail(
     spool: Spool, recorder: Recorder[Any]
 ) -> None:

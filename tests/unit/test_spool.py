@@ -326,6 +326,7 @@ def test_the_lock_says_who_lives(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # 3.12: a fork beside threads
+@pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")  # JAX's, where its tests ran before
 def test_a_forked_child_has_nothing_of_the_spool(tmp_path: Path) -> None:
     spool = Spool.create(tmp_path, identity())
     append(spool, 1, loss=1.0)
