@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from qigkernels._arrays import as_array, epsilon, rank_floor, same_namespace
+from qigkernels._arrays import as_array, epsilon, product, rank_floor, same_namespace
 from qigkernels._density import check_density, check_hermitian, check_spectrum
 from qigkernels._errors import ValidationError
 from qigkernels._extended import residual_product
@@ -52,7 +52,7 @@ def sld(rho: Any, drho: Any, *, check: bool = True) -> Any:
     rho, drho, xp = _checked(rho, drho, check)
     _, inner, vectors = _solve(xp, rho, drho)
     vectors = vectors[..., None, :, :]
-    return vectors @ inner @ adjoint(xp, vectors)
+    return product(vectors, inner, adjoint(xp, vectors))
 
 
 def qfi_pure(psi: Any, dpsi: Any) -> Any:
@@ -97,8 +97,8 @@ def qfi_pure(psi: Any, dpsi: Any) -> Any:
     across = dpsi - overlap * ket
     # Once more: what is left along ψ is the rounding of the first projection.
     across = across - xp.sum(xp.conj(ket) * across, axis=-1, keepdims=True) * ket
-    product = xp.conj(across) @ xp.matrix_transpose(across)
-    found = 4.0 * _real(xp, product)
+    gram = product(xp.conj(across), xp.matrix_transpose(across))
+    found = 4.0 * _real(xp, gram)
     return 0.5 * (found + xp.matrix_transpose(found))
 
 
@@ -137,7 +137,7 @@ def _gram(xp: Any, derivative: Any, inner: Any) -> Any:
     shape = tuple(derivative.shape)
     flat = (*shape[:-2], shape[-1] * shape[-2])
     left, right = xp.reshape(derivative, flat), xp.reshape(inner, flat)
-    found = _real(xp, xp.conj(left) @ xp.matrix_transpose(right))
+    found = _real(xp, product(xp.conj(left), xp.matrix_transpose(right)))
     return 0.5 * (found + xp.matrix_transpose(found))
 
 
@@ -165,7 +165,7 @@ def _solve(xp: Any, rho: Any, drho: Any) -> tuple[Any, Any, Any]:
     weight = (kept / (sums + (1.0 - kept)))[..., None, :, :]
     turn = vectors[..., None, :, :]
     if not exact:
-        derivative = adjoint(xp, turn) @ drho @ turn
+        derivative = product(adjoint(xp, turn), drho, turn)
         return derivative, 2.0 * derivative * weight, vectors
     derivative = _sandwich(xp, drho, turn)
     one = xp.eye(n, dtype=rho.dtype, device=_device(rho))
@@ -179,7 +179,7 @@ def _solve(xp: Any, rho: Any, drho: Any) -> tuple[Any, Any, Any]:
     row = xp.astype(values, rho.dtype)[..., None, :, None]
     inner = 2.0 * derivative * weight
     for _ in range(4):
-        first = beside @ inner + row * (inner @ gram)
+        first = product(beside, inner) + row * product(inner, gram)
         coupling = first + adjoint(xp, first)
         inner = (2.0 * derivative - coupling) * weight
     return derivative, inner, vectors
@@ -194,9 +194,9 @@ def _device(x: Any) -> Any:
 def _sandwich(xp: Any, matrix: Any, turn: Any) -> Any:
     """T†MT of Hermitian M with both products in extended precision, rounded once."""
     back = adjoint(xp, turn)
-    first = matrix @ turn
+    first = product(matrix, turn)
     first_rest = -residual_product(xp, first, matrix, back)
-    found = back @ first
-    rest = back @ first_rest - residual_product(xp, found, back, adjoint(xp, first))
+    found = product(back, first)
+    rest = product(back, first_rest) - residual_product(xp, found, back, adjoint(xp, first))
     found = found + rest
     return 0.5 * (found + adjoint(xp, found))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from qigkernels._arrays import as_array, epsilon, same_namespace
+from qigkernels._arrays import as_array, epsilon, product, same_namespace
 from qigkernels._density import check_density, check_spectrum
 from qigkernels._errors import ValidationError
 from qigkernels._factors import adjoint, real_diagonal
@@ -70,13 +70,13 @@ def _power(xp: Any, matrices: Any, *, inverse: bool = False) -> Any:
     values, vectors = xp.linalg.eigh(matrices)
     values = xp.sqrt(xp.where(values > 0.0, values, xp.zeros_like(values)))
     values = xp.astype(1.0 / values if inverse else values, vectors.dtype)
-    return (vectors * values[..., None, :]) @ adjoint(xp, vectors)
+    return product(vectors * values[..., None, :], adjoint(xp, vectors))
 
 
 def _step(xp: Any, mean: Any, rho: Any, weight: Any) -> Any:
     root, back = _power(xp, mean), _power(xp, mean, inverse=True)
-    each = root[..., None, :, :] @ rho @ root[..., None, :, :]
+    each = product(root[..., None, :, :], rho, root[..., None, :, :])
     average = xp.sum(weight * _power(xp, 0.5 * (each + adjoint(xp, each))), axis=-3)
-    moved = back @ average
-    moved = moved @ adjoint(xp, moved)
+    moved = product(back, average)
+    moved = product(moved, adjoint(xp, moved))
     return 0.5 * (moved + adjoint(xp, moved))

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from qigkernels._arrays import epsilon, is_numpy, take_rows, to_numpy
+from qigkernels._arrays import epsilon, is_numpy, product, take_rows, to_numpy
 from qigkernels._factors import (
     Side,
     adjoint,
@@ -46,7 +46,7 @@ def angle_from_factors(xp: Any, one: Side, two: Side) -> Any:
     if rest.size < count:
         one, two = one.rows(xp, rest), two.rows(xp, rest)
     A, B = _narrowed(one.root, two.root, int(one.rank.max()), int(two.rank.max()))
-    overlap = xp.sum(singular_values(xp, adjoint(xp, A) @ B), axis=-1)
+    overlap = xp.sum(singular_values(xp, product(adjoint(xp, A), B)), axis=-1)
     # Traces are 1 but for rounding; without it.
     overlap = overlap / xp.sqrt(traces(xp, one.state) * traces(xp, two.state))
     found = xp.acos(xp.clip(overlap, 0.0, 1.0))
@@ -95,7 +95,7 @@ def drift(xp: Any, values: Any, vectors: Any, gap: Any) -> tuple[Any, Any]:
     σ = (1 + X)ρ(1 + X) by X ← L_ρ⁻¹(σ − ρ − XρX) in ρ's eigenbasis; d_B² = Tr XρX, with full
     relative accuracy.
     """
-    gap = adjoint(xp, vectors) @ gap @ vectors
+    gap = product(adjoint(xp, vectors), gap, vectors)
     sums = values[..., :, None] + values[..., None, :]
     share = xp.astype(1.0 / sums, gap.dtype)
     weight = xp.astype(values, gap.dtype)[..., None, :]
@@ -110,24 +110,24 @@ def drift(xp: Any, values: Any, vectors: Any, gap: Any) -> tuple[Any, Any]:
     largest = max(float(size[small].max(initial=0.0)), 1e-30)
     steps = min(_DRIFT_STEPS, math.ceil(math.log(epsilon(values)) / math.log(2.0 * largest)))
     for _ in range(steps):
-        X = (gap - (X * weight) @ X) * share
+        X = (gap - product(X * weight, X)) * share
     square = xp.sum(xp.abs(X) ** 2 * values[..., None, :], axis=(-1, -2))
     return xp.sqrt(square), small
 
 
 def _procrustes(xp: Any, A: Any, B: Any) -> Any:
     """2·atan2(‖AU − B‖, ‖AU + B‖) with U the unitary that brings AU nearest to B."""
-    M = adjoint(xp, A) @ B
+    M = product(adjoint(xp, A), B)
     P, sizes, Q = singular_vectors(xp, M)
-    U = P @ Q
+    U = product(P, Q)
     # The vectors of an SVD are orthogonal, and their product the polar factor, to some ten n·ε.
     # One Newton step makes U unitary, one Lyapunov step makes U†M Hermitian, each to ε.
-    U = 1.5 * U - 0.5 * U @ (adjoint(xp, U) @ U)
-    H = adjoint(xp, U) @ M
+    U = 1.5 * U - product(0.5 * U, product(adjoint(xp, U), U))
+    H = product(adjoint(xp, U), M)
     sums = sizes[..., :, None] + sizes[..., None, :]
     kept = sums > epsilon(sums) * sizes[..., :1, None]
     weight = xp.astype(kept, sums.dtype) / xp.where(kept, sums, xp.ones_like(sums))
     back = adjoint(xp, Q)
-    turn = back @ ((Q @ (H - adjoint(xp, H)) @ back) * weight) @ Q
-    turned = A @ (U + U @ turn)
+    turn = product(back, product(Q, H - adjoint(xp, H), back) * weight, Q)
+    turned = product(A, U + product(U, turn))
     return 2.0 * xp.atan2(frobenius(xp, turned - B), frobenius(xp, turned + B))

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from qigkernels._arrays import epsilon, take_rows, to_numpy
+from qigkernels._arrays import epsilon, product, take_rows, to_numpy
 from qigkernels._factors import (
     adjoint,
     cholesky,
@@ -52,7 +52,7 @@ def spectral_overlap(xp: Any, rho: Any, sigma: Any) -> tuple[Any, Any]:
     open_ = (pivot > pivot_floor(rho.shape[-1])) & ~_drifts(xp, rho, sigma, _DRIFT * pivot)
     index = _worth(open_)
     part = _taken(xp, root, index), _taken(xp, sigma, index)
-    values = xp.linalg.eigvalsh(adjoint(xp, part[0]) @ part[1] @ part[0])
+    values = xp.linalg.eigvalsh(product(adjoint(xp, part[0]), part[1], part[0]))
     found, sure = _summed(xp, part, values)
     found = found / xp.sqrt(traces(xp, _taken(xp, rho, index)) * traces(xp, part[1]))
     if index is None:
@@ -112,7 +112,9 @@ def _summed(xp: Any, part: tuple[Any, Any], values: Any) -> tuple[Any, Any]:
     rest = np.flatnonzero(exact & rough)
     if rest.size:
         A, B = _taken(xp, root, rest), _taken(xp, other, rest)
-        found = put(xp, found, rest, xp.sum(singular_values(xp, adjoint(xp, A) @ B), axis=-1))
+        found = put(
+            xp, found, rest, xp.sum(singular_values(xp, product(adjoint(xp, A), B)), axis=-1)
+        )
     if index is None:
         # Both ways are exact where the first is.
         return found, exact | sure

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from qigkernels._arrays import as_array, same_namespace, to_numpy
+from qigkernels._arrays import as_array, product, same_namespace, to_numpy
 from qigkernels._errors import ValidationError
 
 __all__ = ["fisher_rao_distance", "quantum_fidelity"]
@@ -87,7 +87,7 @@ def _local_norm(a: Any, b: Any, metric: Any, method: str) -> Any:
     if method == "diagonal":
         square = xp.sum(g * gap * gap, axis=-1)
     else:
-        square = xp.sum(gap * (g @ gap[..., None])[..., 0], axis=-1)
+        square = xp.sum(gap * product(g, gap[..., None])[..., 0], axis=-1)
     lowest = _lowest(g, method)
     if not lowest >= -1e-12 * float(xp.max(xp.abs(g))) or not bool(xp.all(xp.isfinite(square))):
         raise ValidationError(

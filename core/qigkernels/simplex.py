@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from qigkernels._arrays import FLOAT64, as_array, is_numpy, same_namespace, tiny
+from qigkernels._arrays import FLOAT64, as_array, is_numpy, product, same_namespace, tiny
 from qigkernels._errors import ValidationError
 from qigkernels._extended import overlap
 from qigkernels._fields import frechet_mean, metric, metric_inverse, natural_gradient
@@ -255,7 +255,7 @@ def pairwise(P: Any, Q: Any = None, *, check: bool = True) -> Any:
             validate_distribution(rows, name)
     if xp is np:
         return _table(P, Q)
-    D = 2.0 * xp.acos(xp.clip(xp.sqrt(P) @ xp.matrix_transpose(xp.sqrt(Q)), 0.0, 1.0))
+    D = 2.0 * xp.acos(xp.clip(product(xp.sqrt(P), xp.matrix_transpose(xp.sqrt(Q))), 0.0, 1.0))
     if Q is P:
         D = 0.5 * (D + xp.matrix_transpose(D))
     near = xp.nonzero(D < _NEAR_TABLE)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from qigkernels import ValidationError, batch, simplex, states
+from qigkernels._arrays import product
 
 
 def load_torch():
@@ -250,6 +251,31 @@ def test_distance_can_be_compiled_and_differentiated_without_its_checks(rng):
     p, q = rng.dirichlet(np.full(6, 3.0), (2, 3))
     compiled = jax.jit(lambda x, y: simplex.distance(x, y, check=False))
     assert np.abs(np.asarray(compiled(p, q)) - simplex.distance(p, q)).max() <= 1e-14
+
+
+def test_no_product_on_jax_is_of_less_than_full_precision(rng, monkeypatch):
+    # On a GPU its `@` rounds float32 to 10 bits first; that none is used shows on any machine.
+    jax = pytest.importorskip("jax", reason="JAX is not installed")
+    jax.config.update("jax_enable_x64", True)
+    from benchmarks.geometry_gpu import batch_cases, simplex_cases, state_cases
+
+    one = jax.numpy.ones((2, 2), dtype="float32")
+    assert str(jax.make_jaxpr(product)(one, one, one)).count("HIGHEST") >= 2
+
+    def refuse(*_):
+        raise AssertionError("`@` on an array of JAX")
+
+    monkeypatch.setattr(type(one), "__matmul__", refuse)
+    with pytest.raises(AssertionError, match="on an array of JAX"):
+        one @ one
+    narrow = {np.dtype(np.float64): np.float32, np.dtype(np.complex128): np.complex64}
+    done = 0
+    for cases in (simplex_cases, batch_cases, state_cases):
+        for name, function, arrays in cases(rng):
+            if "1e-9" not in name:  # two points that are one in float32
+                function(*(jax.numpy.asarray(x.astype(narrow[x.dtype])) for x in arrays))
+                done += 1
+    assert done > 60
 
 
 def test_the_gpu_benchmark_finds_every_function_in_agreement():
